@@ -1,0 +1,71 @@
+# Makes the environment (.venv) and calls doit, pytest or JupyterLab in it; `make` alone lists the commands.
+# Variables: PYTHON=... the Python to make .venv with, PRESET=... passed on to doit, WORKERS=... parallel tests,
+# LAB_FLAGS=... further flags of JupyterLab.
+
+SHELL   := bash
+WORKERS ?= 2
+VENV    := .venv
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+
+# In .venv, with its programs first in the PATH: papermill and nbval start the Python they find there.
+RUN  = PATH="$(CURDIR)/$(BIN):$$PATH"
+DOIT = $(RUN) python -m doit $(if $(PRESET),preset="$(PRESET)")
+
+# The stamp is written last and holds the project's folder. Without it, in a folder that was moved or copied, or with
+# the Python gone that .venv was made with, nothing in .venv can be trusted: it is made again from nothing.
+FRESH := $(shell [ "$$(cat $(STAMP) 2>&1)" = "$(CURDIR)" ] && $(BIN)/python -c '' 2>/dev/null || echo yes)
+
+# Each candidate has to run: version managers put commands in the PATH that only print an error. What is chosen is the
+# newest; if that is the Python of a virtual environment, the one behind it.
+CANDIDATES = $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 python3 python)
+SUITABLE   = import sys, venv, ensurepip; v = sys.version_info; \
+	(3, 11) <= v < (3, 14) and print(v.minor, sys._base_executable)
+
+.PHONY: help setup tables test lab notebooks clean FORCE
+
+help:  ## list the commands
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP)  ## make .venv with the versions of environment.yml
+
+tables: setup  ## train, evaluate, draw the figures and print the tables; continues where it was interrupted
+	@$(DOIT)
+
+test: setup  ## ruff, unit tests, and the committed notebooks against their outputs
+	@status=0; export OMP_NUM_THREADS=1; $(RUN); \
+	ruff check . || status=1; \
+	python -m pytest -q -n $(WORKERS) --dist loadfile --nbval --nbval-current-env tests notebooks || status=1; \
+	exit $$status
+
+lab: setup  ## open JupyterLab on the tour
+	@$(RUN) python -m jupyterlab --ip=127.0.0.1 --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb $(LAB_FLAGS)
+
+notebooks: setup  ## execute the committed notebooks again, on one thread like the tests
+	@OMP_NUM_THREADS=1 $(DOIT) notebooks
+
+clean:  ## remove .venv and caches; runs/ and figures/ stay
+	rm -rf $(VENV) .pytest_cache .ruff_cache build *.egg-info
+	find rainlab data_prep tests notebooks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): environment.yml pyproject.toml $(if $(FRESH),FORCE)
+	@set -euo pipefail; \
+	if [ "$(FRESH)" ]; then \
+	  python="$$(for name in $(CANDIDATES); do "$$name" -c '$(SUITABLE)' 2>/dev/null || true; done \
+	    | sort -s -k1,1nr | head -n 1 | cut -d ' ' -f 2-)"; \
+	  if [ -z "$$python" ]; then \
+	    echo "rainlab needs Python 3.11, 3.12 or 3.13 with its venv module. Tried without success:" $(CANDIDATES) >&2; \
+	    echo "Install one (python.org; Debian: apt install python3-venv), or name yours:" >&2; \
+	    echo "  make $(MAKECMDGOALS) PYTHON=/path/to/python3" >&2; \
+	    exit 1; \
+	  fi; \
+	  echo "making $(VENV) with $$("$$python" -V), $$python: 2.3 GB and some minutes, more where torch brings CUDA"; \
+	  "$$python" -m venv --clear $(VENV); \
+	fi; \
+	rm -f $(STAMP); \
+	echo "installing the versions of environment.yml"; \
+	sed -n -e '1,/- pip:/d' -e 's/^ *- *//p' environment.yml > $(VENV)/requirements.txt; \
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r $(VENV)/requirements.txt \
+	  | awk '/^Collecting .*[(]from -r/ {print "  " $$2} /^Installing/ {print "  unpacking " NF - 3 " packages"} \
+	      {fflush()}'; \
+	echo "$(CURDIR)" > $(STAMP)

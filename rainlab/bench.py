@@ -1,0 +1,184 @@
+"""Side-by-side timings: `python -m rainlab.bench [NAME ...] [--quick] [--json PATH]`.
+
+A benchmark is a function that returns contenders: name -> callable that does one repetition and returns how much work
+that was (frames, calls). The first contender is what the others are compared with. Repetitions are interleaved
+(A B A B ...), and a ratio is taken within each round, so that a machine that slows down or is shared does not change
+it. Medians and quartiles are reported, never the best.
+
+To add a benchmark, write one more function under `@benchmark`.
+"""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+
+import numpy as np
+import torch
+
+from rainlab import __version__, pose, runs
+from rainlab.studio import body
+
+Contenders = dict[str, Callable[[], float]]
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """How to make the contenders (`quick`: with little work each) and how to read their times."""
+
+    make: Callable[[bool], Contenders]
+    unit: str  # "frames/s" (work per second) or "s" (seconds of a repetition)
+    threads: int | None  # of torch while it runs; None: as many as there are
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender's result. `speed` is relative to the benchmark's first contender: 2 is twice as fast."""
+
+    benchmark: str
+    contender: str
+    unit: str
+    median: float
+    low: float  # lower and upper quartile
+    high: float
+    speed: float
+    speed_low: float
+    speed_high: float
+    repetitions: int
+
+
+BENCHMARKS: dict[str, Benchmark] = {}
+
+
+def benchmark(unit: str, threads: int | None = None) -> Callable:
+    """Enter the decorated function in `BENCHMARKS` under its own name."""
+
+    def enter(make: Callable[[bool], Contenders]) -> Callable[[bool], Contenders]:
+        BENCHMARKS[make.__name__] = Benchmark(make, unit, threads)
+        return make
+
+    return enter
+
+
+# -- the benchmarks --------------------------------------------------------------------------------------------------
+
+
+@benchmark("s")
+def imports(quick: bool) -> Contenders:
+    """A new Python that imports torch, the package, and all that a stream needs."""
+
+    def contender(module: str) -> float:
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+        return 1
+
+    return {f"import {module}": partial(contender, module) for module in ("torch", "rainlab", "rainlab.stream")}
+
+
+@benchmark("frames/s", threads=1)
+def studio(quick: bool) -> Contenders:
+    """Clips of the procedural studio with all outputs: frames, keypoints, mask, depth, flow."""
+    clips, frames = (1, 4) if quick else (4, 16)
+    seeds = body.split_seeds("train", clips)
+
+    def contender(size: tuple[int, int]) -> float:
+        body.render(seeds, seeds, frames=frames, size=size)
+        return clips * frames
+
+    return {f"{h}x{w}": partial(contender, (h, w)) for h, w in ((64, 48), (128, 96))}
+
+
+@benchmark("frames/s", threads=1)
+def pose_pictures(quick: bool) -> Contenders:
+    """Condition pictures drawn from keypoints."""
+    frames = 4 if quick else 64
+    seeds = body.split_seeds("train", 1)
+
+    def contender(keypoints: torch.Tensor, size: tuple[int, int]) -> float:
+        pose.draw(keypoints, size)
+        return frames
+
+    keypoints = body.render(seeds, seeds, frames=frames, size=(64, 48)).keypoints
+    doubled = keypoints * torch.tensor([2.0, 2.0, 1.0])
+    return {"64x48": partial(contender, keypoints, (64, 48)), "128x96": partial(contender, doubled, (128, 96))}
+
+
+# -- measuring -------------------------------------------------------------------------------------------------------
+
+
+def measure(name: str, quick: bool = False, repetitions: int = 7) -> list[Row]:
+    """Run one benchmark: each contender once unmeasured, then `repetitions` rounds of all. Raises KeyError."""
+    bench, before = BENCHMARKS[name], torch.get_num_threads()
+    torch.set_num_threads(bench.threads or before)
+    try:
+        contenders = bench.make(quick)
+        work = {contender: run() for contender, run in contenders.items()}
+        seconds = np.array([[_seconds(run) for run in contenders.values()] for _ in range(repetitions)])
+    finally:
+        torch.set_num_threads(before)
+    rates = np.array(list(work.values())) / seconds  # (repetitions, contenders)
+    values = seconds if bench.unit == "s" else rates
+    return [
+        Row(name, contender, bench.unit, *_middle(values[:, i]), *_middle(rates[:, i] / rates[:, 0]), repetitions)
+        for i, contender in enumerate(contenders)
+    ]
+
+
+def _seconds(run: Callable[[], float]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _middle(samples: np.ndarray) -> tuple[float, float, float]:
+    """Median, lower and upper quartile."""
+    low, median, high = np.quantile(samples, [0.25, 0.5, 0.75])
+    return float(median), float(low), float(high)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text, one benchmark after the other."""
+    lines = [f"{'benchmark':15}{'contender':24}{'median':>10}  {'quartiles':18}{'unit':10}speed relative to the first"]
+    for row in rows:
+        spread = f"{row.low:.4g} ... {row.high:.4g}"
+        speed = f"{row.speed:.2f} ({row.speed_low:.2f} ... {row.speed_high:.2f})"
+        lines.append(f"{row.benchmark:15}{row.contender:24}{row.median:>10.4g}  {spread:18}{row.unit:10}{speed}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """The command line; returns the rows."""
+    parser = argparse.ArgumentParser(prog="python -m rainlab.bench", description="Side-by-side timings.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="little work, two repetitions: shows that it runs")
+    parser.add_argument("--json", metavar="PATH", help="write the rows to this file, too")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - BENCHMARKS.keys():
+        parser.error(f"got {', '.join(sorted(unknown))}, expected names of {', '.join(BENCHMARKS)}")
+    rows = []
+    for name in options.names or BENCHMARKS:
+        rows += measure(name, options.quick, 2 if options.quick else 7)
+    print(table(rows))
+    if options.json:
+        runs.write_json(options.json, {"machine": machine(), "rows": [asdict(row) for row in rows]})
+    return rows
+
+
+def machine() -> dict[str, str | int | None]:
+    """What the timings were taken on."""
+    return {
+        "rainlab": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }
+
+
+if __name__ == "__main__":
+    main()

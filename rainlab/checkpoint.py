@@ -1,0 +1,83 @@
+"""Weights: what a finished stage left behind, and whole models in one file. Safetensors only."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from rainlab import runs
+from rainlab.config import preset as make_preset
+from rainlab.model import RAIN
+
+SHIPPED = Path(__file__).parent / "weights"  # fp16 weights of final runs, part of the package
+
+
+def weights_file(run_id: str) -> Path:
+    """Where the weights of a training run lie: in ``runs/``, or shipped with the package.
+
+    Raises:
+        FileNotFoundError: neither, naming the command that makes them.
+    """
+    for path in (runs.folder() / run_id / "weights.safetensors", SHIPPED / f"{run_id}.safetensors"):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"weights of {run_id}: not in {runs.folder().name}/ and not shipped with rainlab; train them with `make tables`"
+    )
+
+
+def load_weights(run_id: str) -> dict[str, Tensor]:
+    """fp32 tensors by full parameter name, as far as that run trained them."""
+    return {name: tensor.float() for name, tensor in load_file(weights_file(run_id)).items()}
+
+
+def ship(run_id: str) -> Path:
+    """Copy a run's weights into the package as fp16; returns the file."""
+    tensors = {name: tensor.half().contiguous() for name, tensor in load_weights(run_id).items()}
+    with runs.atomic_path(SHIPPED / f"{run_id}.safetensors") as temporary:
+        save_file(tensors, temporary, {"run": run_id})
+    return SHIPPED / f"{run_id}.safetensors"
+
+
+def save(model: RAIN, path: str | os.PathLike) -> None:
+    """Write a whole model, with the preset and geometry needed to build it again, to one file."""
+    if model.preset is None:
+        raise ValueError("model: got one without a preset, expected one made by RAIN.build or stages.load_model")
+    cfg = model.denoising_unet.cfg
+    note = {"preset": json.dumps(model.preset.dict()), "motion": str(int(cfg.motion)),
+            "guidance": str(int(bool(cfg.guidance_dim)))}  # fmt: skip
+    with runs.atomic_path(path) as temporary:
+        save_file({k: v.contiguous().cpu() for k, v in model.state_dict().items()}, temporary, note)
+
+
+def load(path: str | os.PathLike, device: str | torch.device = "cpu") -> RAIN:
+    """Read what :func:`save` wrote.
+
+    Raises:
+        ValueError: the file is no rainlab model, is truncated, or its tensors do not fit its configuration.
+    """
+    name = Path(path).name
+    try:
+        with safe_open(path, "pt") as file:
+            note = file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{name}: not a complete safetensors file ({error}); copy or download it again") from error
+    if "preset" not in note:
+        raise ValueError(f"{name}: got a file without a preset, expected one written by rainlab.checkpoint.save")
+    saved = json.loads(note["preset"])
+    parts = {part: values for part, values in saved.items() if part != "name"}
+    overrides = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+    model = RAIN.build(
+        make_preset(saved["name"], overrides), motion=note["motion"] == "1", guidance=note["guidance"] == "1"
+    )
+    try:
+        model.load_state_dict(load_file(path))
+    except RuntimeError as error:
+        raise ValueError(f"{name}: its tensors do not fit its configuration: {error}") from error
+    return model.to(device).eval()

@@ -1,0 +1,255 @@
+"""Frozen configurations and the three presets: one code path, other numbers.
+
+A preset is plain data. Notebooks take its name as the parameter ``preset`` and override single values by dotted name:
+``preset("tiny", **{"stage1.steps": 30, "data.clips": 48})``; an unknown name is an error, never ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
+from typing import Any
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Geometry of one UNet (:mod:`rainlab.unet`); the defaults are Stable Diffusion 1.5.
+
+    ``heads`` is the number of attention heads at every level (the published ``attention_head_dim: 8`` means 8 heads).
+    ``motion`` adds temporal attention, ``motion_length`` is the longest window its positional encoding holds,
+    ``guidance_dim`` the width of the ω embedding (None: not conditioned on ω), ``out=False`` makes a reference network.
+    """
+
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    cross_attention_dim: int = 768
+    norm_groups: int = 32
+    heads: int = 8
+    motion: bool = False
+    motion_length: int = 32
+    guidance_dim: int | None = None
+    out: bool = True
+    latent_channels: int = 4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "channels", tuple(self.channels))
+        if len(self.channels) < 2:
+            raise ValueError(f"channels: got {self.channels}, expected at least two levels")
+        for width in self.channels:
+            for divisor, why in ((self.norm_groups, "norm_groups"), (self.heads, "heads")):
+                if width % divisor:
+                    raise ValueError(f"channels: got {width}, expected a multiple of {why}={divisor}")
+            if self.motion and width % 32:
+                raise ValueError(f"channels: got {width}, expected multiples of 32 (the motion modules' GroupNorm)")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is trained and tested on. ``source``: "studio", or the path of a manifest (:mod:`rainlab.clips`)."""
+
+    source: str = "studio"
+    height: int = 64
+    width: int = 48
+    fps: float = 12.0
+    clips: int = 1000  # training clips, one identity each in the studio
+    frames: int = 24  # frames per training clip
+    test_clips: int = 32  # held-out clips, their identities never seen in training
+    test_frames: int = 32
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.height, self.width
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """``kind``: "small" (trained here), "kl" (AutoencoderKL), "taesd" (diffusers) or "taesdv" (streaming decoder)."""
+
+    kind: str = "small"
+    factor: int = 4
+    latent_channels: int = 4
+    width: int = 48
+    path: str = ""  # folder or file of published weights, for every kind but "small"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Geometry of the trained networks. ``context``: "small" (trained encoder) or "clip" (a CLIP vision tower)."""
+
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    cross_attention_dim: int = 768
+    norm_groups: int = 32
+    heads: int = 8
+    motion_length: int = 32
+    guidance_dim: int = 512
+    guider_widths: tuple[int, ...] = (16, 32, 96, 256)
+    context: str = "clip"
+    context_path: str = ""  # folder of the CLIP vision tower, when context is "clip"
+
+    def unet(self, latent_channels: int, *, motion=False, guidance=False, out=True) -> UNetConfig:
+        """The configuration of one of the two networks."""
+        return UNetConfig(
+            channels=self.channels,
+            cross_attention_dim=self.cross_attention_dim,
+            norm_groups=self.norm_groups,
+            heads=self.heads,
+            motion=motion,
+            motion_length=self.motion_length,
+            guidance_dim=self.guidance_dim if guidance else None,
+            out=out,
+            latent_channels=latent_channels,
+        )
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """One training run. Learning rate: linear warm-up, constant, cosine decay to zero over the last ``decay`` share."""
+
+    steps: int = 1000
+    batch: int = 32  # samples per optimiser step, over all processes and accumulation
+    targets: int = 1  # frames trained per reference in stage 1 and 2D distillation
+    learning_rate: float = 1e-5
+    warmup: int = 100
+    decay: float = 0.0
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+    ema: float = 0.999  # in the distillation stages this average is the target network (LCM: 0.95)
+    accumulate: int = 1
+    checkpointing: bool = False
+    save_every: int = 250
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Numbers inside the losses; the same for every preset unless the paper says otherwise."""
+
+    noise_offset: float = 0.05  # Moore-AnimateAnyone; the paper is silent
+    condition_dropout: float = 0.1  # Moore-AnimateAnyone
+    snr_gamma: float = 5.0  # Moore-AnimateAnyone
+    huber_c: float = 0.001  # section 5
+    guidance_range: tuple[float, float] = (1.0, 4.0)  # ω drawn per sample; covers section 4.3's 2.0-3.5
+    embedding_scale: float = 1.0  # standard deviation, times 1/√dim, of the ω projection's first values; 0: zeros
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """K, p, N, ω of the running stream, and whether temporal attention is causal (the ablation of section 5.4)."""
+
+    window: int = 16
+    groups: int = 4
+    steps_per_group: int = 1
+    guidance: float = 2.0
+    causal: bool = False
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Everything a notebook needs to know; :func:`preset` makes one."""
+
+    name: str
+    data: DataConfig = field(default_factory=DataConfig)
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    train_autoencoder: StageConfig = field(default_factory=StageConfig)
+    stage1: StageConfig = field(default_factory=StageConfig)
+    stage2: StageConfig = field(default_factory=StageConfig)
+    distill2d: StageConfig = field(default_factory=StageConfig)
+    distill3d: StageConfig = field(default_factory=StageConfig)
+
+    def dict(self) -> dict[str, Any]:
+        """Plain nested dict (JSON-able)."""
+        return asdict(self)
+
+
+_TINY_MODEL = ModelConfig(
+    channels=(64, 96),
+    cross_attention_dim=64,
+    norm_groups=8,
+    heads=2,
+    guidance_dim=64,
+    guider_widths=(16, 32, 64),
+    context="small",
+)
+_SMALL_MODEL = replace(_TINY_MODEL, channels=(96, 160), cross_attention_dim=128)
+
+# UBC-Fashion (section 5.1); faces and style transfer differ in steps and ω (sections 5.2, 5.3, PAPER_TASKS)
+_PAPER = Preset(
+    name="paper",
+    data=DataConfig(source="data/ubc_fashion/manifest.jsonl", height=768, width=512, fps=30.0, clips=500, frames=16,
+                    test_clips=100, test_frames=300),
+    autoencoder=AutoencoderConfig(kind="kl", factor=8, latent_channels=4, path="weights/sd-vae-ft-mse"),
+    model=ModelConfig(context_path="weights/sd-image-variations-diffusers/image_encoder"),
+    loss=LossConfig(embedding_scale=0.0),  # LCM starts the ω projection at zero
+    train_autoencoder=StageConfig(steps=0),
+    stage1=StageConfig(steps=30_000, batch=32, checkpointing=True),
+    stage2=StageConfig(steps=20_000, batch=8, checkpointing=True),
+    distill2d=StageConfig(steps=1200, batch=8, ema=0.95, checkpointing=True),
+    distill3d=StageConfig(steps=1200, batch=8, ema=0.95, checkpointing=True),
+)  # fmt: skip
+
+PAPER_TASKS: dict[str, dict[str, Any]] = {
+    "fashion": {"stage1.steps": 30_000, "stage2.steps": 20_000, "stream.guidance": 2.0},
+    "face": {"stage1.steps": 60_000, "stage2.steps": 30_000, "stream.guidance": 2.5, "data.height": 512},
+    "style": {"stage1.steps": 60_000, "stage2.steps": 40_000, "stream.guidance": 3.5, "data.height": 512},
+}
+"""Section 5: what differs between the three tasks, as overrides of the ``paper`` preset."""
+
+PRESETS: dict[str, Preset] = {
+    "tiny": Preset(
+        name="tiny",
+        model=_TINY_MODEL,
+        train_autoencoder=StageConfig(steps=600, batch=24, learning_rate=2e-3, warmup=30, decay=0.5, ema=0.99),
+        stage1=StageConfig(steps=900, batch=8, targets=4, learning_rate=1e-3, warmup=50, decay=0.5, ema=0.99),
+        stage2=StageConfig(steps=250, batch=2, learning_rate=1e-3, warmup=20, decay=0.5, ema=0.98),
+        distill2d=StageConfig(steps=150, batch=6, targets=4, learning_rate=3e-4, warmup=10, decay=0.5, ema=0.95),
+        distill3d=StageConfig(steps=150, batch=2, learning_rate=3e-4, warmup=10, decay=0.5, ema=0.95),
+    ),
+    "small": Preset(
+        name="small",
+        data=DataConfig(clips=6000, test_clips=64, test_frames=48),
+        autoencoder=AutoencoderConfig(latent_channels=8, width=64),
+        model=_SMALL_MODEL,
+        train_autoencoder=StageConfig(steps=20_000, batch=32, learning_rate=1e-3, decay=0.5),
+        stage1=StageConfig(steps=40_000, batch=8, targets=4, learning_rate=5e-4, warmup=500, decay=0.5, ema=0.9995),
+        stage2=StageConfig(steps=15_000, batch=2, learning_rate=5e-4, warmup=200, decay=0.5),
+        distill2d=StageConfig(steps=3000, batch=8, targets=4, learning_rate=1e-4, decay=0.5, ema=0.99),
+        distill3d=StageConfig(steps=3000, batch=2, learning_rate=1e-4, decay=0.5, ema=0.99),
+    ),
+    "paper": _PAPER,
+}
+
+
+def preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
+    """The preset ``name`` with single values replaced by dotted name, for example ``{"stage1.steps": 30}``.
+
+    Raises:
+        ValueError: unknown preset or unknown key, naming the ones there are.
+        TypeError: a value of another type than the one it replaces.
+    """
+    if name not in PRESETS:
+        raise ValueError(f"preset: got {name!r}, expected one of {sorted(PRESETS)}")
+    config = PRESETS[name]
+    for key, value in (overrides or {}).items():
+        config = _replace(config, key.split("."), value, key)
+    return config
+
+
+def _replace(config: Any, parts: list[str], value: Any, key: str) -> Any:
+    names = [f.name for f in fields(config)]
+    if parts[0] not in names:
+        raise ValueError(f"override {key!r}: {parts[0]!r} is unknown, expected one of {names}")
+    old = getattr(config, parts[0])
+    if len(parts) > 1 and is_dataclass(old):
+        return replace(config, **{parts[0]: _replace(old, parts[1:], value, key)})
+    if len(parts) > 1 or is_dataclass(old):
+        raise ValueError(f"override {key!r} does not name a single value")
+    if isinstance(old, tuple):
+        value = tuple(value)
+    elif isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    elif type(value) is not type(old):
+        raise TypeError(f"override {key!r}: got {value!r}, expected a {type(old).__name__} like {old!r}")
+    return replace(config, **{parts[0]: value})

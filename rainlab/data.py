@@ -1,0 +1,179 @@
+"""Training data: clips as arrays, latents computed once, and draws that depend on nothing but (seed, step, sample).
+
+Because every sample of every step has its own random generator, there is no generator state to save: an interrupted
+run resumes bit for bit, and splitting a batch over processes or accumulation steps does not change it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rainlab import runs
+from rainlab.clips import Clip, ManifestClips, StudioClips
+from rainlab.config import DataConfig
+from rainlab.model import to_signed
+from rainlab.vae import VAE
+
+VERSION = 1  # raised when the arrays of the same clips would come out differently
+SAVE_EVERY = 50  # clips between two notes of how far the arrays are filled
+
+
+@dataclass
+class Batch:
+    """Samples of one optimiser (or accumulation) step; f frames are trained per reference."""
+
+    reference: Tensor  # (b, h, w, 3) uint8
+    reference_latents: Tensor  # (b, c, h', w')
+    latents: Tensor  # (b, f, c, h', w')
+    condition: Tensor  # (b, f, h, w, 3) uint8
+
+    def to(self, device: torch.device | str) -> Batch:
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in vars(self).values()))
+
+
+class Draw:
+    """Random numbers for given samples of one step, the same however the batch is split."""
+
+    def __init__(self, seed: int, step: int, samples: Sequence[int]):
+        self.generators = []
+        for sample in samples:
+            state = np.random.SeedSequence([seed, step, sample]).generate_state(1, np.uint64)[0]
+            self.generators.append(torch.Generator().manual_seed(int(state >> np.uint64(1))))
+
+    def normal(self, *shape: int) -> Tensor:
+        """``(b, *shape)`` standard normal."""
+        return torch.stack([torch.randn(shape, generator=g) for g in self.generators])
+
+    def uniform(self, *shape: int) -> Tensor:
+        """``(b, *shape)`` in [0, 1)."""
+        return torch.stack([torch.rand(shape, generator=g) for g in self.generators])
+
+    def integers(self, low: int, high: int, *shape: int) -> Tensor:
+        """``(b, *shape)`` in [low, high)."""
+        return torch.stack([torch.randint(low, high, shape, generator=g) for g in self.generators])
+
+
+def clips_of(cfg: DataConfig, split: str) -> Sequence[Clip]:
+    """The clips a configuration names: the studio's, or those of a manifest."""
+    count, frames = (cfg.clips, cfg.frames) if split == "train" else (cfg.test_clips, cfg.test_frames)
+    if cfg.source == "studio":
+        return StudioClips(split, count, frames, cfg.size, cfg.fps)
+    return ManifestClips(cfg.source, split, cfg.size, frames)
+
+
+class TrainingSet:
+    """Frames, conditions and (after :meth:`encode`) latents of clips.
+
+    Args:
+        clips: the source.
+        pictures: frames and conditions, uint8 ``(n, f, h, w, 3)`` each, if they are kept as arrays (:func:`cached`);
+            otherwise clips are read when asked for.
+    """
+
+    def __init__(self, clips: Sequence[Clip], pictures: tuple[np.ndarray, np.ndarray] | None = None):
+        self.clips, self.pictures, self.latents = clips, pictures, None
+        self.count = len(clips)
+        first = pictures[0][0] if pictures else clips[0].frames
+        self.frames = len(first)
+
+    def take(self, clip: int) -> tuple[np.ndarray, np.ndarray]:
+        """(frames, conditions) of one clip, uint8 ``(f, h, w, 3)``."""
+        if self.pictures:
+            return self.pictures[0][clip], self.pictures[1][clip]
+        one = self.clips[clip]
+        return one.frames, one.condition
+
+    @torch.no_grad()
+    def encode(self, autoencoder: VAE, path: Path) -> TrainingSet:
+        """Latents of every frame, computed once and kept in ``path`` (float16 ``.npy``); returns self."""
+        if not path.exists():
+            device = next(autoencoder.parameters()).device
+            first = autoencoder.encode(to_signed(torch.from_numpy(self.take(0)[0][:1])).to(device))
+            shape = (self.count, self.frames, *first.shape[1:])
+
+            def fill(array: np.ndarray, clip: int) -> None:
+                frames = to_signed(torch.tensor(self.take(clip)[0])).to(device)
+                array[clip] = torch.cat([autoencoder.encode(part) for part in frames.split(32)]).cpu().numpy()
+
+            with runs.atomic_path(path) as temporary:
+                array = np.lib.format.open_memmap(temporary, "w+", np.float16, shape)
+                for clip in tqdm(range(self.count), "latents", leave=False):
+                    fill(array, clip)
+                array.flush()
+        self.latents = np.load(path, mmap_mode="r")
+        return self
+
+    def clip_at(self, seed: int, step: int, sample: int, size: int) -> int:
+        """Which clip a sample of a step shows: every clip once an epoch, in an order shuffled anew each time."""
+        epoch, place = divmod(step * size + sample, self.count)
+        return int(np.random.default_rng([seed, 1, epoch]).permutation(self.count)[place])
+
+    def batch(self, seed: int, step: int, samples: Sequence[int], size: int, frames: int, window: bool) -> Batch:
+        """Samples of a step: a reference frame and ``frames`` others of the same clip.
+
+        ``window=True`` takes neighbouring frames (stage 2), else scattered ones that exclude the reference (stage 1).
+        ``size`` is the whole batch, ``samples`` the part of it that is wanted.
+        """
+        need = frames if window else frames + 1
+        if need > self.frames:
+            raise ValueError(f"clips of {self.frames} frames: got {need} asked for; use longer clips (data.frames)")
+        parts = []
+        for sample in samples:
+            clip = self.clip_at(seed, step, sample, size)
+            rng = np.random.default_rng([seed, 2, step, sample])
+            order = rng.permutation(self.frames)
+            first = int(rng.integers(self.frames - frames + 1))
+            chosen = np.arange(first, first + frames) if window else np.sort(order[1:need])
+            pictures, conditions = self.take(clip)
+            latents = self.latents[clip] if self.latents is not None else np.zeros((self.frames, 0, 0, 0), np.float16)
+            parts.append((pictures[order[0]], latents[order[0]], latents[chosen], conditions[chosen]))
+        picture, reference, latents, condition = (np.stack(column) for column in zip(*parts, strict=True))
+        half = lambda x: torch.from_numpy(x).float()  # noqa: E731
+        return Batch(torch.from_numpy(picture), half(reference), half(latents), torch.from_numpy(condition))
+
+
+def cached(clips: Sequence[Clip]) -> tuple[TrainingSet, runs.Run]:
+    """Render or decode every clip once into memory-mapped arrays, in a run of its own that later calls reuse.
+
+    An interrupted call continues where its last note says the arrays are filled to.
+    """
+    run = runs.open_run("data", clips.fingerprint(), VERSION)
+    files = [run.path / "frames.npy", run.path / "condition.npy"]
+    if not run.finished:
+        _fill(clips, run.path, files)
+        run.record("clips", len(clips))
+        run.finish()
+    return TrainingSet(clips, tuple(np.load(file, mmap_mode="r") for file in files)), run
+
+
+def _fill(clips: Sequence[Clip], folder: Path, files: list[Path]) -> None:
+    note = folder / "progress.json"
+    done = json.loads(note.read_text())["clips"] if note.exists() and all(f.exists() for f in files) else 0
+    first = clips[0]
+    arrays = [
+        np.lib.format.open_memmap(file, "r+" if done else "w+", np.uint8, (len(clips), *pictures.shape))
+        for file, pictures in zip(files, (first.frames, first.condition), strict=True)
+    ]
+
+    def write(i: int) -> None:
+        clip = clips[i]
+        arrays[0][i], arrays[1][i] = clip.frames, clip.condition
+
+    # threads: rendering and decoding release the interpreter lock, and no process needs to import anything again
+    with ThreadPoolExecutor(2) as pool, tqdm(total=len(clips), initial=done, desc="clips", leave=False) as bar:
+        for begin in range(done, len(clips), SAVE_EVERY):
+            end = min(begin + SAVE_EVERY, len(clips))
+            for _ in pool.map(write, range(begin, end)):
+                bar.update()
+            for array in arrays:
+                array.flush()
+            runs.write_json(note, {"clips": end})

@@ -1,0 +1,295 @@
+"""Runs: one folder per training, evaluation or benchmark, named by the hash of all that determines its result.
+
+    run = open_run("stage1", config={"preset": "tiny", "seed": 0}, version=1, inputs={"vae": vae_run.id})
+    if not run.finished:
+        run.record("loss", 0.23, n=32, preset="tiny")
+        run.finish()
+    find("stage1", preset="tiny").value("loss")
+
+`runs/stage1-3f2a90c1d4/` then holds `config.json`, `metrics.json` (long format: one row per number) and
+`provenance.json` beside whatever the run saved. Final runs' three files are copied to `figures/runs/` and committed,
+so that notebooks find them in a fresh clone. Tables and figures read nothing else.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from rainlab import __version__
+
+FILES = ("config.json", "metrics.json", "provenance.json")  # written in this order: the last one makes a run finished
+
+
+def root() -> Path:
+    """The project root: the nearest folder from here upwards whose pyproject.toml names rainlab, else this folder."""
+    here = Path.cwd()
+    for folder in (here, *here.parents):
+        file = folder / "pyproject.toml"
+        if file.is_file() and tomllib.loads(file.read_text("utf-8")).get("project", {}).get("name") == "rainlab":
+            return folder
+    return here
+
+
+def folder() -> Path:
+    """Where runs are made: the environment variable RAINLAB_RUNS, else `runs/` in the project root."""
+    return Path(os.environ.get("RAINLAB_RUNS") or root() / "runs")
+
+
+def published() -> Path:
+    """Where the JSON files of final runs are committed: `figures/runs/` in the project root."""
+    return root() / "figures" / "runs"
+
+
+@contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
+    """Yield a temporary path in `path`'s folder (made if missing, same suffix); rename it to `path` on success.
+
+    After an error, or when the process is killed, `path` is as it was before: absent or the complete old file.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.part{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, obj: Any) -> None:
+    """Write `obj` as JSON, atomically: a list one element a line, anything else indented. See `plain` for the types."""
+    obj = plain(obj)
+    if isinstance(obj, list):
+        text = "[\n" + ",\n".join(json.dumps(element, ensure_ascii=False) for element in obj) + "\n]"
+    else:
+        text = json.dumps(obj, indent=1, ensure_ascii=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", "utf-8")
+
+
+def plain(obj: Any) -> Any:
+    """`obj` in JSON's own types. Raises TypeError for what has no such form, ValueError for NaN and infinity."""
+    try:
+        return json.loads(json.dumps(obj, default=_simpler, allow_nan=False))
+    except ValueError as error:
+        raise ValueError(f"got {obj!r}, expected finite numbers: JSON has no NaN or infinity; use None") from error
+
+
+def _simpler(obj: Any) -> Any:
+    if isinstance(obj, np.generic):
+        return obj.item()
+    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
+        return dataclasses.asdict(obj)
+    raise TypeError(
+        f"got {obj!r}, expected numbers, strings, None, lists, dicts or dataclasses: describe it by such values "
+        "(a file by the hash of its content, in `inputs`)"
+    )
+
+
+def run_id(name: str, config: Any, version: int, inputs: dict[str, str] | None = None) -> str:
+    """`name-hash`; the hash is the first ten hex digits of the sha256 of all four as canonical JSON.
+
+    2 and 2.0, a list and a tuple, and any order of keys give the same id.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", name):
+        raise ValueError(f"run name: got {name!r}, expected letters, digits, '_', '.', '-': it names a folder")
+    identity = {"name": name, "config": config, "version": version, "inputs": inputs or {}}
+    numbers = json.dumps(plain(identity))
+    same = json.loads(numbers, parse_float=lambda text: int(x) if (x := float(text)).is_integer() else x)
+    text = json.dumps(same, sort_keys=True, separators=(",", ":"))
+    return f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+
+class Run:
+    """A run's folder and the numbers recorded for it. Made by `open_run`, `load` and `find`."""
+
+    def __init__(self, path: Path, name: str, config: dict, version: int, inputs: dict[str, str]):
+        self.path, self.id = path, path.name
+        self.name, self.config, self.version, self.inputs = name, config, version, inputs
+        self._rows: dict[str, dict] = {}  # keyed by what tells rows apart
+        self._opened = time.perf_counter()
+
+    def __repr__(self) -> str:
+        return f"Run({self.id!r}, {'finished' if self.finished else 'unfinished'})"
+
+    @property
+    def finished(self) -> bool:
+        """Whether all its files are written: provenance is the last."""
+        return (self.path / FILES[-1]).is_file()
+
+    def record(
+        self,
+        metric: str,
+        value: float,
+        ci_low: float | None = None,
+        ci_high: float | None = None,
+        n: int | None = None,
+        protocol: str | None = None,
+        **labels: str | float | bool | None,
+    ) -> None:
+        """Add one row, in memory until `finish`: `run.record("psnr", *estimate, PROTOCOL, model="tiny")`.
+
+        The same metric, protocol and labels again replace the row: a notebook cell can be run twice.
+        Raises ValueError if `value` or a bound is not finite, FileExistsError if the run is finished.
+        """
+        self._refuse_if_finished()
+        numbers = {"value": float(value), "ci_low": ci_low, "ci_high": ci_high, "n": n}
+        key = json.dumps(plain([metric, protocol, labels]), sort_keys=True)
+        self._rows[key] = plain({"metric": metric} | numbers | {"protocol": protocol} | labels)
+
+    def metrics(self) -> list[dict]:
+        """All rows, in the order recorded."""
+        if self.finished:
+            return json.loads((self.path / "metrics.json").read_text("utf-8"))
+        return list(self._rows.values())
+
+    def value(self, metric: str, **labels: str | float | bool | None) -> dict:
+        """The only row of this metric with these labels. Raises KeyError unless there is exactly one."""
+        rows = [row for row in self.metrics() if row["metric"] == metric]
+        hits = [row for row in rows if all(key in row and row[key] == label for key, label in labels.items())]
+        if len(hits) == 1:
+            return hits[0]
+        raise KeyError(
+            f"run {self.id}: got {len(hits)} rows for {metric!r} with labels {labels}, expected one; "
+            f"rows of this metric: {hits or rows}; metrics here: {sorted({row['metric'] for row in self.metrics()})}"
+        )
+
+    def finish(self) -> "Run":
+        """Write config, metrics and provenance. Raises FileExistsError if the run is finished already."""
+        self._refuse_if_finished()
+        write_json(self.path / "config.json", self._identity())
+        write_json(self.path / "metrics.json", list(self._rows.values()))
+        write_json(self.path / "provenance.json", _provenance(time.perf_counter() - self._opened) | {"run": self.id})
+        return self
+
+    def clear(self) -> "Run":
+        """Delete everything in the run's folder, checkpoints included, to make the run again."""
+        if self.path.parent != folder():
+            raise ValueError(f"{self.path} is a published copy: open_run() and clear() the one in {folder()} instead")
+        (self.path / "provenance.json").unlink(missing_ok=True)  # first: killed half-way, the run isn't finished
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+        self._rows.clear()
+        self._opened = time.perf_counter()
+        write_json(self.path / "config.json", self._identity())
+        return self
+
+    def _identity(self) -> dict:
+        return {"name": self.name, "version": self.version, "inputs": self.inputs, "config": self.config}
+
+    def _refuse_if_finished(self) -> None:
+        if self.finished:
+            raise FileExistsError(
+                f"run {self.id} is finished and keeps its numbers: test `run.finished` before computing, "
+                "or call `run.clear()` to delete and make it again"
+            )
+
+
+def open_run(name: str, config: Any, version: int, inputs: dict[str, str] | None = None) -> Run:
+    """The run of exactly this content in `folder()`, finished or not; its folder is made if missing.
+
+    `config`: dict or dataclass, all that determines the result (with seeds, without places).
+    `version`: of the code behind the run; raise it when its results change.
+    `inputs`: name -> content hash or run id of what the run reads (weights, data).
+    """
+    run = Run(folder() / run_id(name, config, version, inputs), name, plain(config), version, plain(inputs or {}))
+    if not (run.path / "config.json").is_file():
+        write_json(run.path / "config.json", run._identity())
+    return run
+
+
+def load(id: str) -> Run:
+    """The finished run of this id, from `folder()` or else from `published()`. Raises FileNotFoundError."""
+    for place in (folder(), published()):
+        if (place / id / FILES[-1]).is_file():
+            return Run(place / id, **json.loads((place / id / "config.json").read_text("utf-8")))
+    raise FileNotFoundError(f"no finished run {id} in {folder()} or {published()}: make it first, or correct the id")
+
+
+def find(name: str, /, **config_filter: Any) -> Run | None:
+    """The newest finished run of this name whose config has these values; `folder()` goes before `published()`.
+
+    Newest by the date in provenance, not by file times; runs of the same second in order of id. None if there is none.
+    """
+    wanted = plain(config_filter)
+    for place in (folder(), published()):
+        hits = []
+        for provenance in place.glob(f"{name}-*/{FILES[-1]}"):
+            run = load(provenance.parent.name)
+            if run.name == name and all(key in run.config and run.config[key] == wanted[key] for key in wanted):
+                hits.append((json.loads(provenance.read_text("utf-8"))["date"], run.id, run))
+        if hits:
+            return max(hits, key=lambda hit: hit[:2])[2]
+    return None
+
+
+def publish(run: Run) -> Path:
+    """Copy the three JSON files of a finished run to `published()`, where they are committed; returns the folder."""
+    if not run.finished:
+        raise ValueError(f"run {run.id}: got an unfinished run, expected a finished one: call finish() first")
+    target = published() / run.id
+    if target != run.path:
+        for file in FILES:
+            with atomic_path(target / file) as temporary:
+                shutil.copyfile(run.path / file, temporary)
+    return target
+
+
+def _provenance(seconds: float) -> dict:
+    """How and on what the run was made. No path, user or host name: the file is committed."""
+    changes = _command("git", "status", "--porcelain", "--", "rainlab")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),  # of this process: a resumed run doesn't count what was interrupted
+        "commit": _command("git", "rev-parse", "HEAD"),
+        "dirty": None if changes is None else changes != "",  # the package differs from that commit
+        "versions": {
+            "rainlab": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "cuda": torch.version.cuda,
+        },
+        "hardware": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cpu": _cpu(),
+            "cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def _command(*words: str) -> str | None:
+    """What a command prints, run in the project root; None if it fails or isn't there."""
+    try:
+        return subprocess.run(words, cwd=root(), capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu() -> str:
+    """The processor's model name."""
+    if sys.platform == "linux":
+        names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        return names[0] if names else platform.machine()
+    if sys.platform == "darwin":
+        return _command("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
+    return platform.processor()

@@ -1,0 +1,164 @@
+"""The four stages and the autoencoder as runs: what each reads, what it starts from, where its weights are.
+
+    autoencoder ─▶ stage1 ─▶ stage2 ──┐
+                     └────▶ distill2d ┴▶ distill3d
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rainlab import checkpoint, data, distill, runs, train
+from rainlab.config import Preset, StageConfig
+from rainlab.model import RAIN, STAGES, start_guidance, to_signed
+
+VERSIONS = {"autoencoder": 1, "stage1": 1, "stage2": 1, "distill2d": 1, "distill3d": 1}  # raised when results change
+INPUTS = {
+    "autoencoder": (),
+    "stage1": ("autoencoder",),
+    "stage2": ("stage1",),
+    "distill2d": ("stage1",),
+    "distill3d": ("stage2", "distill2d"),
+}
+WINDOWED = ("stage2", "distill3d")
+
+
+def stage_config(preset: Preset, stage: str) -> StageConfig:
+    """The loop's numbers of a stage."""
+    return preset.train_autoencoder if stage == "autoencoder" else getattr(preset, stage)
+
+
+def describe(preset: Preset, stage: str) -> tuple[dict, dict[str, str]]:
+    """(config, inputs) that determine a stage's result, for :func:`rainlab.runs.open_run`."""
+    if stage not in STAGES:
+        raise ValueError(f"stage: got {stage!r}, expected one of {STAGES}")
+    loop = asdict(stage_config(preset, stage))
+    loop.pop("save_every")  # how often it is saved does not change the result
+    config = {"preset": preset.name, "train": loop, "autoencoder": asdict(preset.autoencoder)}
+    source = asdict(preset.data)
+    config["data"] = {k: source[k] for k in source if not k.startswith("test_")}
+    if stage != "autoencoder":
+        config |= {"model": asdict(preset.model), "loss": asdict(preset.loss)}
+    if stage in WINDOWED:
+        stream = preset.stream
+        config["stream"] = {"window": stream.window, "groups": stream.groups, "causal": stream.causal}
+    return config, {name: run_id(preset, name) for name in INPUTS[stage]}
+
+
+def run_id(preset: Preset, stage: str) -> str:
+    """The id of a stage's run, known before it is made."""
+    config, inputs = describe(preset, stage)
+    return runs.run_id(stage, config, VERSIONS[stage], inputs)
+
+
+def open_stage(preset: Preset, stage: str) -> runs.Run:
+    """The run of a stage in ``runs/``, finished or not."""
+    config, inputs = describe(preset, stage)
+    return runs.open_run(stage, config, VERSIONS[stage], inputs)
+
+
+def recorded(preset: Preset, stage: str) -> runs.Run | None:
+    """The finished run of a stage, made here or published with the repository; None if there is none."""
+    try:
+        return runs.load(run_id(preset, stage))
+    except FileNotFoundError:
+        return None
+
+
+def load_model(preset: Preset, stage: str, device: str | torch.device = "cpu") -> RAIN:
+    """The networks as they stand after ``stage``, for inference.
+
+    Raises:
+        FileNotFoundError: a stage's weights are not there, naming the run and the command that makes it.
+    """
+    model = RAIN.build(preset, motion=stage in WINDOWED, guidance=stage.startswith("distill"))
+    model, known = _fill(model, preset, _chain(stage))
+    if missing := sorted({name for part in _chain(stage) for name in model.trainable(part)} - known):
+        raise ValueError(f"{stage}: its runs hold no weights for {missing[:3]} … ({len(missing)} in all)")
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _chain(stage: str) -> list[str]:
+    """``stage`` and all it stands on, inputs first; later weights replace earlier ones."""
+    before = [name for source in INPUTS[stage] for name in _chain(source)]
+    return list(dict.fromkeys([*before, stage]))
+
+
+def _fill(model: RAIN, preset: Preset, chain: list[str]) -> tuple[RAIN, set[str]]:
+    """Load what the stages of ``chain`` trained; returns the model and the names they had weights for."""
+    weights: dict[str, Tensor] = {}
+    for name in chain:
+        if name != "autoencoder" or preset.autoencoder.kind == "small":
+            weights |= checkpoint.load_weights(run_id(preset, name))
+    have = model.state_dict()  # a 2D network leaves the motion modules of its chain aside
+    model.load_state_dict({name: tensor for name, tensor in weights.items() if name in have}, strict=False)
+    return model, set(weights)
+
+
+def fresh(preset: Preset, stage: str) -> tuple[RAIN, train.Loss, dict[str, Tensor] | None]:
+    """(model, loss, moving average to use or None) as the stage starts."""
+    guidance = stage.startswith("distill")
+    torch.manual_seed(stage_config(preset, stage).seed)
+    model = RAIN.build(preset, motion=stage in WINDOWED, guidance=guidance)
+    if stage == "autoencoder":
+        return model, train.autoencoder_loss(model), None
+    _fill(model, preset, _chain(stage)[:-1])
+    if not guidance:
+        times = train.staircase_times if stage == "stage2" else train.uniform_times
+        return model, train.denoising_loss(model, preset, times), None
+    # 3D: the student starts from the 2D consistency model, teacher and target from the original 2D network (AnimateLCM)
+    teacher = load_model(preset, "stage2" if stage == "distill3d" else "stage1").denoising_unet
+    target = deepcopy(model.denoising_unet)
+    if stage == "distill3d":
+        target.load_state_dict(teacher.state_dict(), strict=False)
+        start_guidance(target, 0.0)  # the original network knows no ω
+    times = distill.solver_staircase if stage == "distill3d" else distill.solver_times
+    loss = distill.consistency_loss(model, teacher, target, preset, times)
+    return model, loss, {f"denoising_unet.{name}": p for name, p in target.named_parameters()}
+
+
+def training_set(preset: Preset, stage: str, device: str | torch.device = "cpu") -> data.TrainingSet:
+    """The training clips as a stage needs them: with latents for all but the autoencoder."""
+    clips, run = data.cached(data.clips_of(preset.data, "train"))
+    if stage == "autoencoder":
+        return clips
+    autoencoder = load_model(preset, "autoencoder", device).autoencoder
+    return clips.encode(autoencoder, run.path / f"latents-{run_id(preset, 'autoencoder')}.npy")
+
+
+def train_stage(
+    preset: Preset,
+    stage: str,
+    device: str | torch.device = "cpu",
+    each: Callable[[train.State], None] | None = None,
+) -> tuple[runs.Run, list[dict]]:
+    """Train a stage in its run, resuming; returns (run, history). The caller records results and finishes the run."""
+    train.join_processes()
+    run, cfg = open_stage(preset, stage), stage_config(preset, stage)
+    if history := train.finished_history(run):
+        return run, history
+    clips = training_set(preset, stage, device)
+    model, loss, ema = fresh(preset, stage)
+    model.to(device)
+    model.denoising_unet.checkpointing = model.reference_unet.checkpointing = cfg.checkpointing
+    state = train.start(model, model.trainable(stage), cfg, ema)
+    frames = preset.stream.window if stage in WINDOWED else cfg.targets
+    extra = (lambda: _latent_scale(model, state, clips)) if stage == "autoencoder" else None
+    return run, train.fit(run, loss, state, clips, cfg, frames, stage in WINDOWED, each, extra)
+
+
+def _latent_scale(model: RAIN, state: train.State, clips: data.TrainingSet) -> dict[str, Tensor]:
+    """Mean and deviation of the finished autoencoder's latents over one frame of up to 256 clips."""
+    with torch.no_grad():
+        for name, tensor in state.ema.items():
+            state.parameters[name].copy_(tensor)
+    pictures = np.stack([clips.take(i)[0][0] for i in range(min(256, clips.count))])
+    vae = model.autoencoder
+    vae.normalise(to_signed(torch.from_numpy(pictures)).to(vae.mean.device))
+    return {"autoencoder.mean": vae.mean, "autoencoder.std": vae.std}

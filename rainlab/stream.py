@@ -1,0 +1,254 @@
+"""Stream: the engine. Algorithm 1 of the paper with soft start and drain, memory that does not grow.
+
+A window of K frames stands in p noise groups like stairs. Each *tick* takes one group of K/p new condition pictures,
+appends a group of pure noise, lowers every group by T/p (in N network calls), and releases the first group as soon as
+it is clean. Nothing else is carried from tick to tick but the window's latents, their pose features, the decoder's
+memory and the noise generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rainlab import schedule
+from rainlab.model import RAIN, to_signed, to_uint8, to_unit
+
+Noise = Callable[[tuple[int, ...]], Tensor]
+
+
+class Stream:
+    """Animate an endless stream of condition pictures.
+
+    >>> stream = Stream(model, window=16, groups=4, guidance=2.0, seed=0)
+    >>> stream.reference(picture)
+    >>> for condition in camera:
+    ...     for frame in stream.push(condition):
+    ...         show(frame)
+
+    Args:
+        model: a :class:`rainlab.model.RAIN` whose denoising network has motion modules and an ω embedding.
+        window, groups, steps_per_group: K, p, N; p divides K. Sampling steps are p·N.
+        guidance: ω, the strength of the absorbed classifier-free guidance; None for a network without ω embedding.
+        seed: of the noise; the same seed and conditions give the same frames however they are pushed.
+        causal: a frame attends to earlier slots of the window only (the ablation of section 5.4).
+        batch: streams that run side by side; pictures and frames then carry a leading dimension of this size.
+        noise: replaces the generator, ``shape -> tensor``; called first for the new group, then for the step noise of
+            every frame at every call, also where its coefficient is zero (as the published code draws it).
+
+    Raises:
+        ValueError: p does not divide K, or K exceeds what the network's positional encoding holds.
+    """
+
+    def __init__(
+        self,
+        model: RAIN,
+        window: int = 16,
+        groups: int = 4,
+        steps_per_group: int = 1,
+        guidance: float | None = 2.0,
+        seed: int = 0,
+        causal: bool = False,
+        batch: int | None = None,
+        noise: Noise | None = None,
+    ):
+        schedule.check_window(window, groups)
+        unet = model.denoising_unet
+        if window > unet.cfg.motion_length:
+            raise ValueError(f"window: got {window}, expected at most motion_length={unet.cfg.motion_length}")
+        if (guidance is None) == bool(unet.cfg.guidance_dim):
+            needs = "needs a number" if unet.cfg.guidance_dim else "has no ω embedding: pass None"
+            raise ValueError(f"guidance: got {guidance!r}, but this denoising network {needs}")
+        self.model, self.window, self.groups, self.steps_per_group = model.eval(), window, groups, steps_per_group
+        self.group_size = window // groups
+        self.guidance, self.seed, self.batch = guidance, seed, batch
+        parameter = unet.conv_in.weight
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self._times = schedule.stream_times(groups, steps_per_group).to(self.device)
+        self._mask = torch.ones(window, window, dtype=torch.bool, device=self.device).tril() if causal else None
+        self._given_noise = noise
+        self._bank: dict[str, Tensor] | None = None
+        self._context: Tensor | None = None
+        self._size: tuple[int, int] | None = None
+        self.reset()
+
+    @property
+    def latency_frames(self) -> int:
+        """How many conditions must have been pushed before the first frame comes out: K."""
+        return self.window
+
+    def reset(self) -> None:
+        """Forget the window (and waiting conditions), restart the noise; the reference stays."""
+        self._generator = torch.Generator().manual_seed(self.seed)
+        self._latents: Tensor | None = None  # (b, f, c, h, w), cleanest group first
+        self._pose: Tensor | None = None  # (b, f, C, h, w)
+        self._memory: list[Tensor] | None = None
+        self._levels: list[int] = []  # noise group of every group in the window: 0 leaves after this tick
+        self._waiting: list[Tensor] = []
+
+    @torch.no_grad()
+    def reference(self, picture: np.ndarray | Tensor) -> None:
+        """Set or replace the character: uint8 RGB ``(h, w, 3)``, or ``(b, h, w, 3)`` with ``batch``."""
+        picture = self._picture(picture, "reference")
+        if self._latents is not None or self._waiting:
+            self._condition(picture, "reference")  # in a running stream the size is settled
+        self._size = tuple(picture.shape[1:3])
+        bank, context = self.model.look(to_signed(picture).to(self.dtype))
+        self.set_bank(bank, context)
+
+    def set_bank(self, bank: dict[str, Tensor], context: Tensor) -> None:
+        """Use a bank ``{name: (b, h·w, c)}`` and context ``(b, n, d)`` computed elsewhere."""
+        self._bank, self._context = bank, context
+
+    @torch.no_grad()
+    def push(self, conditions: np.ndarray | Tensor | Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Push one condition picture, or a list of them in order; returns the frames that became clean.
+
+        Conditions are uint8 RGB ``(h, w, 3)`` (``(b, h, w, 3)`` with ``batch``). Frames are the same, as numpy arrays;
+        they come ``group_size`` at a time, the first group after ``latency_frames`` conditions.
+
+        Raises:
+            RuntimeError: no reference was set. TypeError, ValueError: wrong type, channels or size.
+        """
+        if self._bank is None:
+            raise RuntimeError("no reference: call stream.reference(picture) before stream.push(condition)")
+        if not isinstance(conditions, (list, tuple)):
+            conditions = [conditions]
+        checked = [self._condition(c) for c in conditions]  # all or none: a bad one must not leave half a push behind
+        frames: list[np.ndarray] = []
+        for condition in checked:
+            self._waiting.append(condition)
+            if len(self._waiting) == self.group_size:
+                frames += self._decode(self.tick(self._features(self._waiting)))
+                self._waiting = []
+        return frames
+
+    @torch.no_grad()
+    def flush(self) -> list[np.ndarray]:
+        """End the stream: returns the frames of all conditions pushed so far that are not out yet, then resets.
+
+        A partial group is filled by repeating its last condition; the padding's frames are dropped.
+        """
+        if self._latents is None and not self._waiting:
+            return []
+        padding, clean = 0, []
+        if self._waiting:
+            padding = self.group_size - len(self._waiting)
+            clean.append(self.tick(self._features(self._waiting + self._waiting[-1:] * padding)))
+        while self._latents is not None:
+            clean.append(self.tick(None))
+        frames = [frame for latents in clean for frame in self._decode(latents)]
+        self.reset()
+        return frames[: len(frames) - padding]
+
+    @torch.no_grad()
+    def tick(self, pose: Tensor | None) -> Tensor | None:
+        """One turn of Algorithm 1 on latents.
+
+        Args:
+            pose: features ``(b, K/p, C, h, w)`` of the new group, or None to drain.
+
+        Returns:
+            clean latents ``(b, K/p, c, h, w)``, or None while the window fills (soft start).
+        """
+        if pose is not None:
+            shape = (*pose.shape[:2], self.model.denoising_unet.cfg.latent_channels, *pose.shape[3:])
+            fresh = self._noise(shape)
+            self._latents = fresh if self._latents is None else torch.cat([self._latents, fresh], dim=1)
+            self._pose = pose if self._pose is None else torch.cat([self._pose, pose], dim=1)
+            self._levels.append(self.groups - 1)
+        for j in range(self.steps_per_group):
+            now, after = (self._timesteps(j + k) for k in (0, 1))
+            v = self._predict(self._latents, now)
+            step_noise = self._noise(tuple(self._latents.shape))
+            self._latents = schedule.consistency_step(self._latents, v, now, after, step_noise)
+        clean = self._pop() if self._levels[0] == 0 else None
+        self._levels = [level - 1 for level in self._levels]
+        return clean
+
+    def _pop(self) -> Tensor:
+        g = self.group_size
+        clean = self._latents[:, :g]
+        self._levels = self._levels[1:]
+        # a copy, not a view: a view would keep every popped frame alive
+        self._latents = self._latents[:, g:].clone() if self._levels else None
+        self._pose = self._pose[:, g:].clone() if self._levels else None
+        return clean
+
+    def _timesteps(self, call: int) -> Tensor:
+        """Table indices ``(b, f)`` before (``call``) or after (``call + 1``) a network call; -1 is clean."""
+        per_group = self._times[call, self._levels] - 1
+        return per_group.repeat_interleave(self.group_size).expand(self._latents.shape[0], -1)
+
+    def _predict(self, latents: Tensor, timesteps: Tensor) -> Tensor:
+        b, f = timesteps.shape
+        guidance = None
+        if self.guidance is not None:
+            strength = torch.full((b,), float(self.guidance), device=self.device)
+            guidance = schedule.guidance_embedding(strength, self.model.denoising_unet.cfg.guidance_dim).to(self.dtype)
+        mask = None if self._mask is None else self._mask[:f, :f]
+        return self.model.denoising_unet(
+            latents, timesteps, self._context, self._pose, guidance, self._bank, temporal_mask=mask
+        )
+
+    def _noise(self, shape: tuple[int, ...]) -> Tensor:
+        noise = self._given_noise(shape) if self._given_noise else torch.randn(shape, generator=self._generator)
+        return noise.to(self.device, self.dtype)
+
+    def _features(self, conditions: list[Tensor]) -> Tensor:
+        return self.model.pose_guider(to_unit(torch.stack(conditions, dim=1)).to(self.dtype))
+
+    def _decode(self, latents: Tensor | None) -> list[np.ndarray]:
+        if latents is None:
+            return []
+        pictures, self._memory = self.model.autoencoder.decode_next(latents, self._memory)
+        frames = to_uint8(pictures.float()).cpu().numpy()
+        return [frames[:, i] if self.batch else frames[0, i] for i in range(frames.shape[1])]
+
+    def _condition(self, picture: np.ndarray | Tensor, what: str = "condition") -> Tensor:
+        picture = self._picture(picture, what)
+        size = tuple(picture.shape[1:3])
+        if self._size is not None and size != self._size:
+            raise ValueError(
+                f"{what}: got size {size}, expected {self._size} like the rest of this stream"
+            )
+        self._size = size
+        return picture
+
+    def _picture(self, picture: np.ndarray | Tensor, what: str) -> Tensor:
+        shape = "(h, w, 3)" if self.batch is None else f"({self.batch}, h, w, 3)"
+        expected = f"expected uint8 RGB {shape}"
+        if not isinstance(picture, (np.ndarray, Tensor)):
+            raise TypeError(f"{what}: got {type(picture).__name__}, {expected} as a numpy array or tensor")
+        tensor = torch.as_tensor(picture)
+        if tensor.dtype != torch.uint8:
+            raise TypeError(f"{what}: got dtype {tensor.dtype}, {expected} with values 0 … 255")
+        if tensor.ndim != (3 if self.batch is None else 4) or tensor.shape[-1] != 3:
+            hint = " (channels last: transpose it)" if tensor.ndim >= 3 and tensor.shape[-3] == 3 else ""
+            raise ValueError(f"{what}: got shape {tuple(tensor.shape)}, {expected}{hint}")
+        tensor = tensor[None] if self.batch is None else tensor
+        multiple = self.model.autoencoder.factor * 2 ** (len(self.model.denoising_unet.cfg.channels) - 1)
+        if self.batch is not None and tensor.shape[0] != self.batch:
+            raise ValueError(f"{what}: got {tensor.shape[0]} pictures, expected batch={self.batch}")
+        if any(n % self.model.autoencoder.factor for n in tensor.shape[1:3]):
+            raise ValueError(
+                f"{what}: got size {tuple(tensor.shape[1:3])}, expected height and width that are multiples of "
+                f"{self.model.autoencoder.factor} (multiples of {multiple} avoid odd sizes inside the network)"
+            )
+        return tensor.to(self.device)
+
+
+def animate(model: RAIN, reference: np.ndarray, conditions: np.ndarray, **options) -> np.ndarray:
+    """Stream a finite clip: reference ``(h, w, 3)``, conditions ``(f, h, w, 3)`` -> frames ``(f, h, w, 3)``, uint8.
+
+    With a leading batch dimension on both, the clips run side by side. ``options`` go to :class:`Stream`.
+    """
+    batched = np.ndim(reference) == 4
+    stream = Stream(model, batch=len(reference) if batched else None, **options)
+    stream.reference(reference)
+    axis = 1 if batched else 0
+    frames = stream.push([np.take(conditions, i, axis=axis) for i in range(np.shape(conditions)[axis])])
+    return np.stack(frames + stream.flush(), axis=axis)

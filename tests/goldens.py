@@ -1,0 +1,61 @@
+"""Goldens of the published code as the tests read them: our layout (b, f, c, h, w), and the tiny networks behind them."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+from golden.fill_rule import fill
+from rainlab.config import UNetConfig
+from rainlab.guider import PoseGuider
+from rainlab.unet import UNet
+
+FOLDER = Path(__file__).parent / "golden"
+TINY = UNetConfig(channels=(32, 64, 96, 96), cross_attention_dim=48, norm_groups=8, heads=8)
+FRAMES_SECOND = {"sample", "pose_fea", "v", "v_nopose", "latents", "model_output", "noise", "prev_sample", "denoised",
+                 "prev_sample8", "fea32_first4"}  # fmt: skip
+
+
+@cache
+def golden(name: str) -> dict:
+    """Tensors of one golden file; what is stored (b, c, f, h, w) comes as (b, f, c, h, w)."""
+    tensors = load_file(FOLDER / f"{name}.safetensors")
+    channels_first = {k for k in tensors if tensors[k].ndim == 5 and (k.split("/")[-1] in FRAMES_SECOND or "noise/" in k)}
+    if name == "f_taesdv":
+        return tensors
+    return {k: v.transpose(1, 2) if k in channels_first or name == "h_blocks" and v.ndim == 5 else v
+            for k, v in tensors.items()}  # fmt: skip
+
+
+@cache
+def keys(name: str) -> dict:
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def filled(module, prefix: str):
+    """The module with the goldens' weights; fails if they are not the ones the published code was run with."""
+    digest, known = fill(module, prefix), keys("weight_sha256")
+    assert digest == known.get(prefix, digest), f"weights of {prefix} differ from the published model's"
+    return module.eval().requires_grad_(False)
+
+
+@cache
+def reference_unet() -> UNet:
+    return filled(UNet(UNetConfig(**{**vars(TINY), "out": False})), "reference_unet")
+
+
+@cache
+def denoising_unet() -> UNet:
+    return filled(UNet(UNetConfig(**{**vars(TINY), "motion": True, "guidance_dim": 512})), "denoising_unet")
+
+
+@cache
+def guider() -> PoseGuider:
+    return filled(PoseGuider(32), "pose_guider_32")
+
+
+def worst(a, b) -> float:
+    """Largest absolute difference."""
+    assert a.shape == b.shape, (a.shape, b.shape)
+    return (a - b).abs().max().item()

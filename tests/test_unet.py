@@ -1,0 +1,165 @@
+"""The networks are the published ones: keys, values, and the properties streaming rests on."""
+
+import pytest
+import torch
+from einops import rearrange
+from goldens import TINY, denoising_unet, filled, golden, keys, reference_unet, worst
+from rainlab.config import UNetConfig
+from rainlab.unet import Condition, MotionModule, ResnetBlock, SpatialTransformer, UNet
+
+
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [("reference_unet", UNetConfig(out=False)), ("denoising_unet", UNetConfig(motion=True, guidance_dim=512))],
+)
+def test_keys_are_the_published_ones_at_full_size(name, config):
+    with torch.device("meta"):
+        unet = UNet(config)
+    published = keys("rain_keys")[name]
+    assert {k: list(v.shape) for k, v in unet.state_dict().items()} == published["keys"]
+    assert sum(p.numel() for p in unet.parameters()) == published["n_params"]
+    motion = sum(p.numel() for n, p in unet.named_parameters() if ".motion_modules." in n)
+    assert motion == published.get("n_params_motion", 0)
+
+
+def test_reference_bank():
+    a = golden("a_reference")
+    bank = reference_unet().bank(a["in/ref_latents"], a["in/clip"])
+    assert list(bank) == "d00 d01 d10 d11 d20 d21 m u10 u11 u12 u20 u21 u22 u30 u31 u32".split()
+    for name, states in bank.items():
+        assert worst(states, a[f"bank/{name}"]) < 6e-6, name
+
+
+def denoise(**changes):
+    b, a = golden("b_denoise"), golden("a_reference")
+    inputs = {
+        "latents": b["in/sample"],
+        "timesteps": b["in/timesteps"],
+        "context": b["in/clip"],
+        "pose": b["in/pose_fea"],
+        "guidance": b["in/w_emb"],
+        "reference": {k.removeprefix("bank/"): v for k, v in a.items() if k.startswith("bank/")},
+    }
+    return denoising_unet()(**(inputs | changes))
+
+
+def test_denoising_network():
+    b = golden("b_denoise")
+    assert worst(denoise(), b["out/v"]) < 3e-5
+    assert worst(denoise(pose=None), b["out/v_nopose"]) < 3e-5
+
+
+def test_checkpointing_changes_nothing():
+    unet = denoising_unet()
+    plain = denoise()
+    unet.checkpointing = True
+    try:
+        assert torch.equal(denoise(), plain)
+    finally:
+        unet.checkpointing = False
+
+
+def test_a_dropped_reference_is_no_reference():
+    b = golden("b_denoise")
+    two = {k: torch.cat([b[f"in/{n}"]] * 2) for k, n in
+           {"latents": "sample", "timesteps": "timesteps", "context": "clip", "pose": "pose_fea", "guidance": "w_emb"}.items()}  # fmt: skip
+    bank = {k.removeprefix("bank/"): torch.cat([v, v]) for k, v in golden("a_reference").items() if k[:5] == "bank/"}
+    v = denoise(**two, reference=bank, reference_keep=torch.tensor([True, False]))
+    assert worst(v[:1], b["out/v"]) < 3e-5
+    assert worst(v[1:], denoise(reference=None)) < 3e-5
+    assert worst(v[:1], v[1:]) > 1e-2
+
+
+def test_causal_mask_reaches_temporal_attention():
+    """A later frame must not change an earlier one, and does without the mask."""
+    b = golden("b_denoise")
+    changed = b["in/sample"].clone()
+    changed[:, 10:] += 1.0
+    causal = torch.ones(16, 16, dtype=torch.bool).tril()
+    assert worst(denoise(temporal_mask=causal)[:, :10], denoise(latents=changed, temporal_mask=causal)[:, :10]) == 0
+    assert worst(denoise()[:, :10], denoise(latents=changed)[:, :10]) > 1e-3
+    additive = torch.zeros(16, 16).masked_fill(~causal, float("-inf"))
+    assert worst(denoise(temporal_mask=causal), denoise(temporal_mask=additive)) < 1e-5
+
+
+def test_every_frame_has_its_own_time_step():
+    b = golden("b_denoise")
+    unet = denoising_unet()
+    alone = UNet(UNetConfig(**{**vars(unet.cfg), "motion": False}))
+    alone.load_state_dict({k: v for k, v in unet.state_dict().items() if ".motion_modules." not in k})
+    inputs = {"context": b["in/clip"], "guidance": b["in/w_emb"]}
+    with torch.no_grad():
+        together = alone(b["in/sample"], b["in/timesteps"], **inputs)
+        for i in (0, 7, 15):
+            single = alone(b["in/sample"][:, i : i + 1], b["in/timesteps"][:, i : i + 1], **inputs)
+            assert worst(together[:, i : i + 1], single) < 1e-5
+
+
+def test_motion_module():
+    h = golden("h_blocks")
+    module = filled(MotionModule(64, TINY), "mm64")
+
+    def run(x):
+        return module(x[0], Condition(None, None, x.shape[1]))[None]
+
+    assert worst(run(h["mm/in"]), h["mm/out_f32"]) < 6e-6
+    assert worst(run(h["mm/in"][:, :16]), h["mm/out_f16_first16"]) < 6e-6
+    assert worst(run(h["mm/in"][:, 12:16]), h["mm/out_f4_frames12to15"]) < 6e-6  # the position is the slot, not the frame
+    assert worst(run(h["mm/in"][:, :16] * 1e-3), h["small/mm_out_f16"]) < 6e-6  # where a wrong eps shows
+
+
+def test_resnet_block():
+    h = golden("h_blocks")
+    block = filled(ResnetBlock(32, 64, 128, 8), "res")
+    emb = rearrange(h["res/temb"], "1 c f -> f c")
+    assert worst(block(h["res/in"][0], emb)[None], h["res/out_perframe"]) < 6e-6
+    assert worst(block(h["res/in"][0] * 1e-3, emb)[None], h["small/res_out"]) < 6e-6
+
+
+@pytest.mark.parametrize(
+    ("output", "scale", "reference"),
+    [("tr/out_with_ref", 1, True), ("tr/out_no_ref", 1, False), ("small/tr_out_with_ref", 1e-3, True)],
+)
+def test_spatial_transformer(output, scale, reference):
+    h = golden("h_blocks")
+    block = filled(SpatialTransformer("d00", 64, TINY), "tr")
+    cond = Condition(None, h["tr/clip"].expand(4, -1, -1), 4, {"d00": h["tr/ref"]} if reference else None)
+    assert worst(block(h["tr/in"][0] * scale, cond)[None], h[output]) < 6e-6
+
+
+def test_one_context_token_is_attention_over_one_token():
+    """The shortcut for a single key equals attending to the same token twice."""
+    h = golden("h_blocks")
+    attention = filled(SpatialTransformer("d00", 64, TINY), "tr").transformer_blocks[0].attn2
+    x, token = torch.randn(2, 6, 64), h["tr/clip"].expand(2, -1, -1)
+    assert worst(attention(x, token), attention(x, token.expand(-1, 2, -1))) < 1e-6
+
+
+def test_odd_sizes_and_other_depths():
+    for channels, size in (((32, 64), (7, 5)), ((32, 64, 64), (13, 10))):
+        unet = UNet(UNetConfig(channels, 16, norm_groups=8, heads=4, motion=True, latent_channels=8))
+        out = unet(torch.randn(1, 3, 8, *size), torch.full((1, 3), 9), torch.randn(1, 1, 16))
+        assert out.shape == (1, 3, 8, *size)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latents": torch.zeros(1, 16, 3, 16, 24)}, "latents: got"),
+        ({"timesteps": torch.zeros(1, 4, dtype=torch.long)}, r"timesteps: got shape \(1, 4\), expected \(1, 16\)"),
+        ({"pose": torch.zeros(1, 16, 8, 16, 24)}, "pose: got shape"),
+        ({"guidance": torch.zeros(1, 5)}, r"guidance: got shape \(1, 5\), expected \(1, 512\)"),
+        ({"temporal_mask": torch.ones(4, 4, dtype=torch.bool)}, "temporal_mask: got shape"),
+    ],
+)
+def test_wrong_shapes_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        denoise(**change)
+
+
+def test_too_long_windows_and_wrong_use_are_refused():
+    b = golden("b_denoise")
+    with pytest.raises(ValueError, match="got 48 frames"):
+        denoising_unet()(b["in/sample"].repeat(1, 3, 1, 1, 1), torch.zeros(1, 48, dtype=torch.long), b["in/clip"])
+    with pytest.raises(ValueError, match="reference network"):
+        reference_unet()(b["in/sample"], b["in/timesteps"], b["in/clip"])
