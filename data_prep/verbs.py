@@ -43,10 +43,10 @@ def check_file(path: str | Path, least: int = 1, **expected: float) -> dict:
     except VideoError as error:
         return row | {"reason": f"got {error.got}, expected {error.expected}"}
     other = [key for key, value in expected.items() if not math.isclose(row[key], value, rel_tol=1e-3)]
-    wrong = [f"{key} {row[key]:g}, expected {expected[key]:g}" for key in other]
+    wrong = [f"{key}: got {row[key]:g}, expected {expected[key]:g}" for key in other]
     if row["frames"] < least:
-        wrong.append(f"{row['frames']} frames, expected at least {least}")
-    return row | {"ok": not wrong, "reason": f"got {'; '.join(wrong)}" if wrong else ""}
+        wrong.append(f"frames: got {row['frames']}, expected at least {least}")
+    return row | {"ok": not wrong, "reason": "; ".join(wrong)}
 
 
 def check(folder: str | Path, least: int = 1, workers: int = 1, progress: bool = False) -> list[dict]:

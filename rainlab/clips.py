@@ -22,7 +22,7 @@ from rainlab.runs import atomic_path
 from rainlab.studio import body
 from rainlab.video import VideoError, crop_to, probe, read_video, write_video
 
-SPLITS = ("train", "val", "test")
+SPLITS = body.SPLITS
 PARTS = ("videos", "conditions", "masks")  # a data set's sub-folders with a NAME.mp4 per clip; masks may be missing
 STUDIO_LICENCE = "Apache-2.0"
 
@@ -240,13 +240,12 @@ def write_clip(folder: str | Path, clip: Clip, parts: Sequence[str] = PARTS) -> 
 
     The frames are written as players show them (yuv420p, so even sizes only), condition and mask without loss.
     """
-    paths = {part: f"{part}/{clip.name}.mp4" for part in PARTS if part != "masks" or clip.mask is not None}
+    pictures = {"videos": clip.frames, "conditions": clip.condition}
+    if clip.mask is not None:
+        pictures["masks"] = np.repeat(clip.mask[..., None], 3, axis=-1) * np.uint8(255)
+    paths = {part: f"{part}/{clip.name}.mp4" for part in pictures}
     for part in paths.keys() & parts:
-        if part == "masks":
-            pictures = np.repeat(clip.mask[..., None], 3, axis=-1) * np.uint8(255)
-        else:
-            pictures = clip.frames if part == "videos" else clip.condition
-        write_video(Path(folder) / paths[part], pictures, clip.fps, lossless=part != "videos")
+        write_video(Path(folder) / paths[part], pictures[part], clip.fps, lossless=part != "videos")
     return Entry(
         path=paths["videos"],
         start=0,

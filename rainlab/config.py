@@ -53,7 +53,7 @@ class DataConfig:
     clips: int = 1000  # training clips, one identity each in the studio
     frames: int = 24  # frames per training clip
     test_clips: int = 32  # held-out clips, their identities never seen in training
-    test_frames: int = 32
+    test_frames: int = 24
 
     @property
     def size(self) -> tuple[int, int]:
@@ -231,8 +231,12 @@ def preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
     """
     if name not in PRESETS:
         raise ValueError(f"preset: got {name!r}, expected one of {sorted(PRESETS)}")
-    config = PRESETS[name]
-    for key, value in (overrides or {}).items():
+    return override(PRESETS[name], overrides or {})
+
+
+def override(config: Preset, overrides: Mapping[str, Any]) -> Preset:
+    """``config`` with single values replaced; errors as in :func:`preset`."""
+    for key, value in overrides.items():
         config = _replace(config, key.split("."), value, key)
     return config
 

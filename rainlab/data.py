@@ -97,7 +97,7 @@ class TrainingSet:
         """Latents of every frame, computed once and kept in ``path`` (float16 ``.npy``); returns self."""
         if not path.exists():
             device = next(autoencoder.parameters()).device
-            first = autoencoder.encode(to_signed(torch.from_numpy(self.take(0)[0][:1])).to(device))
+            first = autoencoder.encode(to_signed(torch.tensor(self.take(0)[0][:1])).to(device))
             shape = (self.count, self.frames, *first.shape[1:])
 
             def fill(array: np.ndarray, clip: int) -> None:

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from rainlab.figures import ACCENT, CLEAN, COLOURS, GREY, INK, NOISE, STYLE, new_figure, save, use_style
-from rainlab.schedule import TRAIN_TIMESTEPS, stream_times
+from rainlab.schedule import TRAIN_TIMESTEPS, check_window, stream_times
 from rainlab.video import write_video
 
 __all__ = [
@@ -35,8 +35,8 @@ def sheet(
 ) -> Figure:
     """Rows of pictures, each with its label: ``{label: uint8 (n, h, w, 3)}``, all of one size.
 
-    `scale` enlarges by a whole factor without smoothing (None: to fill a notebook's width, at most 5); `columns` are
-    labels under the pictures. ValueError for anything but uint8 pictures of one size.
+    `scale` enlarges by a whole factor without smoothing (None: until a notebook's width is filled, at most 5);
+    `columns` are labels under the pictures. ValueError for anything but uint8 pictures of one size.
     """
     stacks = [_pictures(stack, f"row {label!r}") for label, stack in rows.items()]
     if not stacks or len({stack.shape[1:] for stack in stacks}) > 1:
@@ -46,7 +46,7 @@ def sheet(
     if len(columns or ()) > count:
         raise ValueError(f"columns: got {len(columns)} labels, expected at most {count}, one a picture")
     gap = 3
-    scale = scale or int(np.clip(1.25 * _WIDTH / (count * width), 1, 5))
+    scale = scale or int(np.clip(np.ceil(_WIDTH / (count * width)), 1, 5))
     height, width = height * scale, width * scale
     canvas = np.full((len(stacks) * (height + gap) - gap, count * (width + gap) - gap, 3), 255, np.uint8)
     for i, stack in enumerate(stacks):
@@ -197,7 +197,10 @@ def bars_with_ci(
 
 @mpl.rc_context(STYLE)
 def attention(maps: Mapping[str, np.ndarray], timesteps: Sequence[int]) -> Figure:
-    """Temporal attention ``{title: (K, K)}`` side by side, rows ask and columns answer; lines part the noise groups."""
+    """Temporal attention ``{title: (K, K)}`` side by side, rows ask and columns answer; lines part the noise groups.
+
+    `timesteps`: of the K frames, equal within a group. ValueError for maps of another size.
+    """
     steps = np.asarray(timesteps)
     starts = np.flatnonzero(np.diff(steps, prepend=steps[0] - 1))
     centres = (starts + np.append(starts[1:], len(steps)) - 1) / 2
@@ -226,7 +229,9 @@ def staircase(window: int = 16, groups: int = 4, steps_per_group: int = 1, ticks
 
     Left: the K frames stand in p groups like stairs (equation 7); N network calls lower every group by T/p, the first
     group is clean and leaves, a group of noise enters. Right: the same from the start of a stream (Algorithm 1).
+    ValueError unless p divides K.
     """
+    check_window(window, groups)
     times = stream_times(groups, steps_per_group).numpy()  # (N + 1, p)
     figure = new_figure(11, 4.3, layout="constrained")
     turn, life = figure.subplots(1, 2, width_ratios=(1, 1.2))

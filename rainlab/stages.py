@@ -34,8 +34,11 @@ def stage_config(preset: Preset, stage: str) -> StageConfig:
     return preset.train_autoencoder if stage == "autoencoder" else getattr(preset, stage)
 
 
-def describe(preset: Preset, stage: str) -> tuple[dict, dict[str, str]]:
-    """(config, inputs) that determine a stage's result, for :func:`rainlab.runs.open_run`."""
+def describe(preset: Preset, stage: str, inputs_from: Preset | None = None) -> tuple[dict, dict[str, str]]:
+    """(config, inputs) that determine a stage's result, for :func:`rainlab.runs.open_run`.
+
+    ``inputs_from``: the preset whose finished stages this one starts from, if that is another (a shorter trial).
+    """
     if stage not in STAGES:
         raise ValueError(f"stage: got {stage!r}, expected one of {STAGES}")
     loop = asdict(stage_config(preset, stage))
@@ -48,7 +51,7 @@ def describe(preset: Preset, stage: str) -> tuple[dict, dict[str, str]]:
     if stage in WINDOWED:
         stream = preset.stream
         config["stream"] = {"window": stream.window, "groups": stream.groups, "causal": stream.causal}
-    return config, {name: run_id(preset, name) for name in INPUTS[stage]}
+    return config, {name: run_id(inputs_from or preset, name) for name in INPUTS[stage]}
 
 
 def run_id(preset: Preset, stage: str) -> str:
@@ -57,9 +60,9 @@ def run_id(preset: Preset, stage: str) -> str:
     return runs.run_id(stage, config, VERSIONS[stage], inputs)
 
 
-def open_stage(preset: Preset, stage: str) -> runs.Run:
+def open_stage(preset: Preset, stage: str, inputs_from: Preset | None = None) -> runs.Run:
     """The run of a stage in ``runs/``, finished or not."""
-    config, inputs = describe(preset, stage)
+    config, inputs = describe(preset, stage, inputs_from)
     return runs.open_run(stage, config, VERSIONS[stage], inputs)
 
 
@@ -101,19 +104,21 @@ def _fill(model: RAIN, preset: Preset, chain: list[str]) -> tuple[RAIN, set[str]
     return model, set(weights)
 
 
-def fresh(preset: Preset, stage: str) -> tuple[RAIN, train.Loss, dict[str, Tensor] | None]:
+def fresh(
+    preset: Preset, stage: str, inputs_from: Preset | None = None
+) -> tuple[RAIN, train.Loss, dict[str, Tensor] | None]:
     """(model, loss, moving average to use or None) as the stage starts."""
-    guidance = stage.startswith("distill")
+    source, guidance = inputs_from or preset, stage.startswith("distill")
     torch.manual_seed(stage_config(preset, stage).seed)
     model = RAIN.build(preset, motion=stage in WINDOWED, guidance=guidance)
     if stage == "autoencoder":
         return model, train.autoencoder_loss(model), None
-    _fill(model, preset, _chain(stage)[:-1])
+    _fill(model, source, _chain(stage)[:-1])
     if not guidance:
         times = train.staircase_times if stage == "stage2" else train.uniform_times
         return model, train.denoising_loss(model, preset, times), None
     # 3D: the student starts from the 2D consistency model, teacher and target from the original 2D network (AnimateLCM)
-    teacher = load_model(preset, "stage2" if stage == "distill3d" else "stage1").denoising_unet
+    teacher = load_model(source, "stage2" if stage == "distill3d" else "stage1").denoising_unet
     target = deepcopy(model.denoising_unet)
     if stage == "distill3d":
         target.load_state_dict(teacher.state_dict(), strict=False)
@@ -123,13 +128,16 @@ def fresh(preset: Preset, stage: str) -> tuple[RAIN, train.Loss, dict[str, Tenso
     return model, loss, {f"denoising_unet.{name}": p for name, p in target.named_parameters()}
 
 
-def training_set(preset: Preset, stage: str, device: str | torch.device = "cpu") -> data.TrainingSet:
+def training_set(
+    preset: Preset, stage: str, device: str | torch.device = "cpu", inputs_from: Preset | None = None
+) -> data.TrainingSet:
     """The training clips as a stage needs them: with latents for all but the autoencoder."""
     clips, run = data.cached(data.clips_of(preset.data, "train"))
     if stage == "autoencoder":
         return clips
-    autoencoder = load_model(preset, "autoencoder", device).autoencoder
-    return clips.encode(autoencoder, run.path / f"latents-{run_id(preset, 'autoencoder')}.npy")
+    source = inputs_from or preset
+    autoencoder = load_model(source, "autoencoder", device).autoencoder
+    return clips.encode(autoencoder, run.path / f"latents-{run_id(source, 'autoencoder')}.npy")
 
 
 def train_stage(
@@ -137,20 +145,28 @@ def train_stage(
     stage: str,
     device: str | torch.device = "cpu",
     each: Callable[[train.State], None] | None = None,
+    inputs_from: Preset | None = None,
 ) -> tuple[runs.Run, list[dict]]:
     """Train a stage in its run, resuming; returns (run, history). The caller records results and finishes the run."""
     train.join_processes()
-    run, cfg = open_stage(preset, stage), stage_config(preset, stage)
+    run, cfg = open_stage(preset, stage, inputs_from), stage_config(preset, stage)
     if history := train.finished_history(run):
         return run, history
-    clips = training_set(preset, stage, device)
-    model, loss, ema = fresh(preset, stage)
+    clips = training_set(preset, stage, device, inputs_from)
+    model, loss, ema = fresh(preset, stage, inputs_from)
     model.to(device)
     model.denoising_unet.checkpointing = model.reference_unet.checkpointing = cfg.checkpointing
     state = train.start(model, model.trainable(stage), cfg, ema)
     frames = preset.stream.window if stage in WINDOWED else cfg.targets
     extra = (lambda: _latent_scale(model, state, clips)) if stage == "autoencoder" else None
     return run, train.fit(run, loss, state, clips, cfg, frames, stage in WINDOWED, each, extra)
+
+
+def record_history(run: runs.Run, history: list[dict]) -> None:
+    """Record a training's curve as rows of the metric "loss", labelled by step, to be published with the run."""
+    for row in history:
+        labels = {key: row[key] for key in ("step", "learning_rate", "grad_norm", "seconds")}
+        run.record("loss", row["loss"], **labels)
 
 
 def _latent_scale(model: RAIN, state: train.State, clips: data.TrainingSet) -> dict[str, Tensor]:

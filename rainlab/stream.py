@@ -92,9 +92,8 @@ class Stream:
     @torch.no_grad()
     def reference(self, picture: np.ndarray | Tensor) -> None:
         """Set or replace the character: uint8 RGB ``(h, w, 3)``, or ``(b, h, w, 3)`` with ``batch``."""
-        picture = self._picture(picture, "reference")
-        if self._latents is not None or self._waiting:
-            self._condition(picture, "reference")  # in a running stream the size is settled
+        running = self._latents is not None or bool(self._waiting)
+        picture = self._picture(picture, "reference", self._size if running else None)
         self._size = tuple(picture.shape[1:3])
         bank, context = self.model.look(to_signed(picture).to(self.dtype))
         self.set_bank(bank, context)
@@ -117,7 +116,8 @@ class Stream:
             raise RuntimeError("no reference: call stream.reference(picture) before stream.push(condition)")
         if not isinstance(conditions, (list, tuple)):
             conditions = [conditions]
-        checked = [self._condition(c) for c in conditions]  # all or none: a bad one must not leave half a push behind
+        # all or none: a bad condition must not leave half a push behind
+        checked = [self._picture(c, "condition", self._size) for c in conditions]
         frames: list[np.ndarray] = []
         for condition in checked:
             self._waiting.append(condition)
@@ -208,17 +208,8 @@ class Stream:
         frames = to_uint8(pictures.float()).cpu().numpy()
         return [frames[:, i] if self.batch else frames[0, i] for i in range(frames.shape[1])]
 
-    def _condition(self, picture: np.ndarray | Tensor, what: str = "condition") -> Tensor:
-        picture = self._picture(picture, what)
-        size = tuple(picture.shape[1:3])
-        if self._size is not None and size != self._size:
-            raise ValueError(
-                f"{what}: got size {size}, expected {self._size} like the rest of this stream"
-            )
-        self._size = size
-        return picture
-
-    def _picture(self, picture: np.ndarray | Tensor, what: str) -> Tensor:
+    def _picture(self, picture: np.ndarray | Tensor, what: str, size: tuple[int, int] | None) -> Tensor:
+        """Check and return uint8 ``(b, h, w, 3)`` on the device; ``size`` is what this stream's pictures have."""
         shape = "(h, w, 3)" if self.batch is None else f"({self.batch}, h, w, 3)"
         expected = f"expected uint8 RGB {shape}"
         if not isinstance(picture, (np.ndarray, Tensor)):
@@ -230,14 +221,13 @@ class Stream:
             hint = " (channels last: transpose it)" if tensor.ndim >= 3 and tensor.shape[-3] == 3 else ""
             raise ValueError(f"{what}: got shape {tuple(tensor.shape)}, {expected}{hint}")
         tensor = tensor[None] if self.batch is None else tensor
-        multiple = self.model.autoencoder.factor * 2 ** (len(self.model.denoising_unet.cfg.channels) - 1)
         if self.batch is not None and tensor.shape[0] != self.batch:
             raise ValueError(f"{what}: got {tensor.shape[0]} pictures, expected batch={self.batch}")
-        if any(n % self.model.autoencoder.factor for n in tensor.shape[1:3]):
-            raise ValueError(
-                f"{what}: got size {tuple(tensor.shape[1:3])}, expected height and width that are multiples of "
-                f"{self.model.autoencoder.factor} (multiples of {multiple} avoid odd sizes inside the network)"
-            )
+        got, factor = tuple(tensor.shape[1:3]), self.model.autoencoder.factor
+        if any(n % factor for n in got):
+            raise ValueError(f"{what}: got size {got}, expected height and width that are multiples of {factor}")
+        if size is not None and got != size:
+            raise ValueError(f"{what}: got size {got}, expected {size} like the rest of this stream")
         return tensor.to(self.device)
 
 

@@ -302,10 +302,10 @@ def causal_mask(frames: int, device: torch.device | str = "cpu") -> Tensor:
 def validate(per_sample: Loss, data: TrainingSet, frames: int, window: bool, seed: int = 0, repeats: int = 4) -> Tensor:
     """Held-out loss per clip, ``(n,)``: the mean over ``repeats`` fixed draws, the same for every model compared."""
     total = torch.zeros(data.count)
-    for repeat in range(repeats):
-        for clip in tqdm(range(0, data.count, 4), "validation", leave=False):
-            samples = range(clip, min(clip + 4, data.count))
-            batch = data.batch(seed, repeat, samples, data.count, frames, window)
-            order = torch.as_tensor([data.clip_at(seed, repeat, s, data.count) for s in samples])
-            total[order] += per_sample(batch, Draw(seed, repeat, samples)).cpu()
+    parts = [(repeat, first) for repeat in range(repeats) for first in range(0, data.count, 4)]
+    for repeat, first in tqdm(parts, "validation", leave=False):
+        samples = range(first, min(first + 4, data.count))
+        batch = data.batch(seed, repeat, samples, data.count, frames, window)
+        clips = [data.clip_at(seed, repeat, sample, data.count) for sample in samples]
+        total[clips] += per_sample(batch, Draw(seed, repeat, samples))
     return total / repeats

@@ -140,6 +140,13 @@ class TemporalAttention(Attention):
         x = x + self.pos_encoder.pe[:, : x.shape[1]].to(x.dtype)
         return super().forward(x, x, mask=mask)
 
+    def weights(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Attention weights ``(n, heads, f, f)`` of the same input, for looking at them; ``mask`` is bool."""
+        x = x + self.pos_encoder.pe[:, : x.shape[1]].to(x.dtype)
+        q, k = (rearrange(t, "n f (h d) -> n h f d", h=self.heads) for t in (self.to_q(x), self.to_k(x)))
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        return (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1)
+
 
 class TemporalBlock(nn.Module):
     def __init__(self, dim: int, cfg: UNetConfig):

@@ -131,6 +131,13 @@ def _resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return interpolate(folded, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
+def _exact():
+    """libswscale's most exact conversion between YUV and RGB, with the same result on every processor."""
+    from av.video.reformatter import Interpolation as flags
+
+    return flags.BICUBIC | flags.FULL_CHR_H_INT | flags.FULL_CHR_H_INP | flags.ACCURATE_RND | flags.BITEXACT
+
+
 def iter_video(
     path: str | Path, start: int = 0, stop: int | None = None, size: tuple[int, int] | None = None, fit: str = "error"
 ) -> Iterator[np.ndarray]:
@@ -161,7 +168,8 @@ def iter_video(
                 continue
             if frame.pts != wanted[found]:
                 break
-            yield _resize(frame.to_ndarray(format="rgb24")[rows, columns], size)
+            picture = frame.to_ndarray(format="rgb24", interpolation=_exact())
+            yield _resize(picture[rows, columns], size)
             found += 1
             if found == len(wanted):
                 return
@@ -194,7 +202,8 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = 12.0, lossles
         raise ValueError(f"size: got {height}×{width}, expected even numbers (yuv420p); pad, crop or use lossless=True")
     if not fps > 0 or not 0 <= crf <= 51:
         raise ValueError(f"got fps {fps} and crf {crf}, expected fps > 0 and crf 0 … 51; correct them")
-    codec, pixels, options = "libx264", "yuv420p", {"crf": str(crf)}
+    # No macroblock tree: with AVX-512, x264's reads memory that it never wrote, and no two files would be the same.
+    codec, pixels, options = "libx264", "yuv420p", {"crf": str(crf), "x264-params": "no-mbtree=1"}
     if lossless:
         codec, pixels, options = "libx264rgb", "rgb24", {"qp": "0"}
     with atomic_path(path) as temporary, av.open(str(temporary), "w", format="mp4") as container:
@@ -203,6 +212,7 @@ def write_video(path: str | Path, frames: np.ndarray, fps: float = 12.0, lossles
         stream.codec_context.thread_count = 1  # x264's choices depend on the number of threads
         for number, picture in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            frame = frame.reformat(format=pixels, interpolation=_exact())
             frame.pts = number
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))

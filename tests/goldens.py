@@ -1,31 +1,36 @@
-"""Goldens of the published code as the tests read them: our layout (b, f, c, h, w), and the tiny networks behind them."""
+"""Goldens of the published code in our layout (b, f, c, h, w), and the tiny networks behind them."""
 
 import json
 from functools import cache
 from pathlib import Path
 
+from golden.fill_rule import fill
 from safetensors.torch import load_file
 
-from golden.fill_rule import fill
 from rainlab.config import UNetConfig
 from rainlab.guider import PoseGuider
 from rainlab.unet import UNet
 
 FOLDER = Path(__file__).parent / "golden"
 TINY = UNetConfig(channels=(32, 64, 96, 96), cross_attention_dim=48, norm_groups=8, heads=8)
-FRAMES_SECOND = {"sample", "pose_fea", "v", "v_nopose", "latents", "model_output", "noise", "prev_sample", "denoised",
-                 "prev_sample8", "fea32_first4"}  # fmt: skip
+FRAMES_THIRD = {  # stored (b, c, f, h, w)
+    "sample", "pose_fea", "v", "v_nopose", "latents", "model_output", "noise", "prev_sample", "denoised",
+    "prev_sample8", "fea32_first4", "fea320_crop",
+}  # fmt: skip
 
 
 @cache
 def golden(name: str) -> dict:
     """Tensors of one golden file; what is stored (b, c, f, h, w) comes as (b, f, c, h, w)."""
     tensors = load_file(FOLDER / f"{name}.safetensors")
-    channels_first = {k for k in tensors if tensors[k].ndim == 5 and (k.split("/")[-1] in FRAMES_SECOND or "noise/" in k)}
-    if name == "f_taesdv":
+    if name == "f_taesdv":  # the only one stored (b, f, c, h, w)
         return tensors
-    return {k: v.transpose(1, 2) if k in channels_first or name == "h_blocks" and v.ndim == 5 else v
-            for k, v in tensors.items()}  # fmt: skip
+
+    def ours(key, tensor):
+        stored = key.split("/")[-1] in FRAMES_THIRD or key.startswith("noise/") or name == "h_blocks"
+        return tensor.transpose(1, 2) if tensor.ndim == 5 and stored else tensor
+
+    return {key: ours(key, tensor) for key, tensor in tensors.items()}
 
 
 @cache

@@ -80,10 +80,10 @@ def test_check_names_every_kind_of_fault(folder):
     assert faults.pop("videos/train_00000.mp4").startswith("got unreadable data")
     assert faults == {
         "conditions/train_00001.mp4": "got no such file, expected a video",
-        "conditions/train_00002.mp4": "got frames 5, expected 6",
-        "masks/train_00003.mp4": "got height 62, expected 64",
+        "conditions/train_00002.mp4": "frames: got 5, expected 6",
+        "masks/train_00003.mp4": "height: got 62, expected 64",
         "masks/train_00004.mp4": "got an empty file, expected a video",
-        "videos/train_00005.mp4": "got 3 frames, expected at least 4",
+        "videos/train_00005.mp4": "frames: got 3, expected at least 4",
     }
     path = verbs.manifest(folder, rows, studio.split_of, "CC0-1.0")
     assert [entry.path for entry in read_manifest(path)] == ["videos/train_00006.mp4"]

@@ -5,6 +5,7 @@ import torch
 from goldens import golden, worst
 from hypothesis import given
 from hypothesis import strategies as st
+
 from rainlab import schedule
 
 
@@ -38,8 +39,9 @@ def test_published_guidance_embedding():
 def test_agrees_with_diffusers():
     from diffusers import DDIMScheduler, LCMScheduler
 
-    common = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "prediction_type": "v_prediction",
-              "timestep_spacing": "trailing", "rescale_betas_zero_snr": True, "clip_sample": False}  # fmt: skip
+    common = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False,
+              "prediction_type": "v_prediction", "timestep_spacing": "trailing",
+              "rescale_betas_zero_snr": True}  # fmt: skip
     assert worst(LCMScheduler(**common).alphas_cumprod, schedule.alphas_cumprod()) < 1e-7
     ddim = DDIMScheduler(**common)
     ddim.set_timesteps(20)

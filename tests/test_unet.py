@@ -4,6 +4,7 @@ import pytest
 import torch
 from einops import rearrange
 from goldens import TINY, denoising_unet, filled, golden, keys, reference_unet, worst
+
 from rainlab.config import UNetConfig
 from rainlab.unet import Condition, MotionModule, ResnetBlock, SpatialTransformer, UNet
 
@@ -61,8 +62,8 @@ def test_checkpointing_changes_nothing():
 
 def test_a_dropped_reference_is_no_reference():
     b = golden("b_denoise")
-    two = {k: torch.cat([b[f"in/{n}"]] * 2) for k, n in
-           {"latents": "sample", "timesteps": "timesteps", "context": "clip", "pose": "pose_fea", "guidance": "w_emb"}.items()}  # fmt: skip
+    names = {"latents": "sample", "timesteps": "timesteps", "context": "clip", "pose": "pose_fea", "guidance": "w_emb"}
+    two = {key: torch.cat([b[f"in/{name}"]] * 2) for key, name in names.items()}
     bank = {k.removeprefix("bank/"): torch.cat([v, v]) for k, v in golden("a_reference").items() if k[:5] == "bank/"}
     v = denoise(**two, reference=bank, reference_keep=torch.tensor([True, False]))
     assert worst(v[:1], b["out/v"]) < 3e-5
@@ -104,7 +105,8 @@ def test_motion_module():
 
     assert worst(run(h["mm/in"]), h["mm/out_f32"]) < 6e-6
     assert worst(run(h["mm/in"][:, :16]), h["mm/out_f16_first16"]) < 6e-6
-    assert worst(run(h["mm/in"][:, 12:16]), h["mm/out_f4_frames12to15"]) < 6e-6  # the position is the slot, not the frame
+    # the position is the slot in the window, not the number of the frame
+    assert worst(run(h["mm/in"][:, 12:16]), h["mm/out_f4_frames12to15"]) < 6e-6
     assert worst(run(h["mm/in"][:, :16] * 1e-3), h["small/mm_out_f16"]) < 6e-6  # where a wrong eps shows
 
 

@@ -64,12 +64,6 @@ def test_lossy_video_is_the_kind_every_player_shows_and_crf_sets_its_size(tmp_pa
     assert (tmp_path / "40.mp4").stat().st_size < (tmp_path / "10.mp4").stat().st_size / 2
 
 
-def test_same_frames_same_bytes(tmp_path):
-    for name in ("a.mp4", "b.mp4"):
-        write_video(tmp_path / name, numbered(30))
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
-
-
 @pytest.mark.parametrize("fps", [12.0, 23.976, 29.97, 30000 / 1001, 60.0])
 def test_frame_rates_come_back(tmp_path, fps):
     write_video(tmp_path / "rate.mp4", noise(3, 2, 2, 3), fps=fps)

@@ -1,1 +1,1 @@
-"""Procedural clips with exact ground truth."""
+"""Procedural clips with exact ground truth, offline: `body.render` makes them."""

@@ -11,8 +11,10 @@ from rainlab.studio.raster import GEOMETRY, surface, turned
 
 LIGHT = (-0.42, -0.56, 0.71)  # direction to the light: upper left, in front
 COOL = (1.0, 0.95, 0.84)  # share of the shade that red, green and blue take: shadows turn slightly blue
-TEXTURE = tuple("red green blue red2 green2 blue2 red3 green3 blue3 rings stripes checks bias rate turns gain "
-                "span cap split".split())
+TEXTURE = tuple(
+    "red green blue red2 green2 blue2 red3 green3 blue3 rings stripes checks bias rate turns gain "
+    "span cap split".split()
+)
 FACE = tuple("red green blue brow_red brow_green brow_blue eye_x eye_y eye_w eye_h mouth_w smile blush glasses".split())
 CHEST = tuple("red green blue badge zip straps".split())
 BACKDROP = tuple("red green blue red2 green2 blue2 down across glow floor bands".split())
@@ -71,8 +73,10 @@ def _shade(figure, looks, clip, at, k, size, scale):
     colour = _over(colour, [look[n + "3"] for n in ("red", "green", "blue")], end)
 
     round_off = (1 - e * e).sqrt()
-    for capsule, names, table, decorate in ((looks.head, FACE, looks.face, _face),
-                                            (looks.torso, CHEST, looks.chest, _chest)):
+    for capsule, names, table, decorate in (
+        (looks.head, FACE, looks.face, _face),
+        (looks.torso, CHEST, looks.chest, _chest),
+    ):
         on = (k == capsule).nonzero()[:, 0]
         worn = dict(zip(names, table[:, person[on]], strict=True))
         down = (u - 0.5 * look["span"])[on] / look["cap"][on]
@@ -95,16 +99,17 @@ def _face(colour, look, x, y, z, px):
     w, h = look["eye_w"], look["eye_h"]
     iris = [look[n] for n in ("red", "green", "blue")]
     brow = [look["brow_" + n] for n in ("red", "green", "blue")]
-    marks = (
+    rims = _disc(side, low, 0.32, 0.32, px) - _disc(side, low, 0.24, 0.24, px)
+    bridge = _disc(x, low, 0.2, 0.05, px)
+    marks = (  # from below to above
         ((0.95, 0.40, 0.40), _disc(x.abs() - 0.60, y - 0.44, 0.22, 0.13, px * 0.4) * look["blush"]),
         ((0.98, 0.98, 1.00), _disc(side, low, w * 1.3, h * 1.12, px)),
         (iris, _disc(side + 0.02, low, w, h, px)),
         ([0.4 * n for n in iris], _disc(side + 0.02, low - 0.01, w * 0.6, h * 0.6, px)),
         ((1.0, 1.0, 1.0), _disc((x - 0.05).abs() - look["eye_x"], low + 0.42 * h, w * 0.42, h * 0.32, px)),
-        (brow, _disc(side, low + h * 1.3 + 0.04, w * 1.5, 0.05, px)),
+        (brow, _disc(side, low + h + 0.13, w * 1.3, 0.045, px)),
         ((0.60, 0.18, 0.20), _disc(x, y - 0.58 + look["smile"] * x * x, look["mouth_w"], 0.06, px)),
-        ((0.10, 0.10, 0.14), look["glasses"] * torch.maximum(_disc(x, low, 0.2, 0.05, px), (
-            _disc(side, low, 0.32, 0.32, px) - _disc(side, low, 0.24, 0.24, px)))),
+        ((0.10, 0.10, 0.14), torch.maximum(bridge, rims) * look["glasses"]),
     )
     for mark, alpha in marks:
         colour = _over(colour, mark, alpha * front)
@@ -136,8 +141,9 @@ def _backdrop(look, shadow, size):
     dx, dy = (x - shadow[0, :, None]) / shadow[2, :, None], (y - shadow[1, :, None]) / shadow[3, :, None]
     dark = (1 - dx * dx - dy * dy).clamp(min=0)
     dark = 0.42 * dark * (2 - dark)
-    return torch.stack([(b[n] + mix * (b[n + "2"] - b[n])) * (1 - cool * dark)
-                        for n, cool in zip(("red", "green", "blue"), COOL, strict=True)])
+    lit = [1 - cool * dark for cool in COOL]
+    colour = [b[n] + mix * (b[n + "2"] - b[n]) for n in ("red", "green", "blue")]
+    return torch.stack([c * brightness for c, brightness in zip(colour, lit, strict=True)])
 
 
 def _over(colour, top, alpha):
@@ -157,7 +163,7 @@ def _wave(x):
 
 
 def _turns(s, c):
-    """The angle with this sine and cosine in turns, in [-1/4, 3/4), within 1e-3: a cubic fit on each eighth."""
+    """The angle with this sine and cosine in turns, in [-1/4, 3/4), within 0.003: a cubic fit on each quarter."""
     x = s / (s.abs() + c.abs())
     y = x.abs()
     x = x * (1 - 0.363 * (1 - y) * (1 - 2 * y))

@@ -1,7 +1,7 @@
 """Who the characters are: measures, hair, clothes and colours, each from an integer hash of (seed, parameter's name),
 so that no character depends on the others of its batch.
 
-Lengths are in units of half the picture's height. A trailing _r or _l is the character's own right or left.
+Lengths are in units of half the picture's height.
 """
 
 import math
@@ -9,56 +9,69 @@ import zlib
 
 import torch
 
-from rainlab.studio.paint import BACKDROP, CHEST, FACE, TEXTURE, Looks
+from rainlab.studio.paint import Looks
 
-PARTS = tuple((
-    "head cap fringe fringe2 back side_r side_l tail_r tail_l ear_r ear_l hat hat2 hat3 neck torso hips skirt pack "
-    "scarf scarf2 arm_r fore_r hand_r arm_l fore_l hand_l thigh_r shin_r foot_r thigh_l shin_l foot_l").split())
-HEADWEAR = tuple("cap fringe fringe2 back side_r side_l tail_r tail_l hat hat2 hat3".split())
+# The capsules of a character. A trailing _r or _l is its own right or left.
+PARTS = tuple(
+    (
+        "head cap fringe_r fringe_l back side_r side_l tail_r tail_l ear_r ear_l hat trim_r trim_l neck torso hips "
+        "skirt pack scarf scarf2 arm_r fore_r hand_r arm_l fore_l hand_l thigh_r shin_r foot_r thigh_l shin_l foot_l"
+    ).split()
+)
+HEADWEAR = tuple("cap fringe_r fringe_l back side_r side_l tail_r tail_l hat trim_r trim_l".split())
 
-# In head radii about the head's centre (x right, y down, z to the front): x y z of both ends, then both radii. Spheres
-# are solid: the hairline is where the cap and the head cross. A name that ends in _ stands for a mirrored pair.
-CAP = (0, -0.20, -0.20, 0, -0.04, -0.26, 1.07, 1.03)
+# In head radii about the head's centre (x right, y down, z to the front): x y z of both ends, both radii, and depth as
+# a share of the width. All is solid: the hairline is where cap and head cross. A name ending in _ is a mirrored pair.
+# fmt: off
+CAP = (0, -0.20, -0.20, 0, -0.04, -0.26, 1.07, 1.03, 1)
 HAIR = {
     "short": {"cap": CAP},
-    "bob": {"cap": CAP, "back": (0, 0.0, -0.28, 0, 0.5, -0.25, 1.05, 0.95),
-            "side_": (0.84, 0.0, 0.12, 0.86, 0.66, 0.15, 0.24, 0.20)},
-    "long": {"cap": CAP, "back": (0, 0.1, -0.35, 0, 1.7, -0.45, 1.0, 0.82),
-             "side_": (0.86, 0.0, 0.12, 0.92, 1.3, 0.2, 0.24, 0.14)},
-    "pony": {"cap": CAP, "tail_r": (0, -0.45, -1.05, 0, 1.2, -1.5, 0.38, 0.18)},
-    "twin": {"cap": CAP, "tail_": (1.02, -0.25, -0.2, 1.4, 1.4, -0.3, 0.36, 0.15)},
-    "bun": {"cap": CAP, "tail_r": (0, -1.1, -0.4, 0, -1.2, -0.4, 0.46, 0.46)},
-    "buns": {"cap": CAP, "tail_": (0.72, -0.95, -0.15, 0.78, -1.0, -0.15, 0.42, 0.42)},
-    "afro": {"cap": (0, -0.30, -0.24, 0, -0.2, -0.26, 1.38, 1.34)},
-    "crest": {"cap": CAP, "tail_r": (0, -1.0, 0.5, 0, -0.85, -0.8, 0.34, 0.30)},
+    "bob": {"cap": CAP, "back": (0, 0.0, -0.40, 0, 0.5, -0.40, 1.08, 0.98, 0.7),
+            "side_": (0.84, 0.0, 0.12, 0.86, 0.66, 0.15, 0.24, 0.20, 1)},
+    "long": {"cap": CAP, "back": (0, 0.1, -0.55, 0, 1.6, -0.70, 1.04, 0.86, 0.5),
+             "side_": (0.86, 0.0, 0.12, 0.92, 1.3, 0.2, 0.24, 0.14, 1)},
+    "pony": {"cap": CAP, "tail_r": (0, -0.45, -1.05, 0, 1.2, -1.5, 0.38, 0.18, 1)},
+    "twin": {"cap": CAP, "tail_": (1.02, -0.25, -0.2, 1.4, 1.4, -0.3, 0.36, 0.15, 1)},
+    "bun": {"cap": CAP, "tail_r": (0, -1.1, -0.4, 0, -1.2, -0.4, 0.46, 0.46, 1)},
+    "buns": {"cap": CAP, "tail_": (0.72, -0.95, -0.15, 0.78, -1.0, -0.15, 0.42, 0.42, 1)},
+    "afro": {"cap": (0, -0.30, -0.24, 0, -0.2, -0.26, 1.38, 1.34, 1)},
+    "crest": {"cap": CAP, "tail_r": (0, -1.0, 0.5, 0, -0.85, -0.8, 0.34, 0.30, 1)},
 }
 FLAT_HAIR = 5  # styles before this one fit under a hat
 FRINGE = {
     "none": {},
-    "full": {"fringe": (-0.5, -0.56, 0.66, 0.5, -0.56, 0.66, 0.34, 0.34)},
-    "parted": {"fringe": (-0.08, -0.82, 0.54, -0.80, -0.22, 0.50, 0.30, 0.20),
-               "fringe2": (0.08, -0.82, 0.54, 0.80, -0.22, 0.50, 0.30, 0.20)},
-    "swept": {"fringe": (0.45, -0.78, 0.50, -0.70, -0.34, 0.62, 0.34, 0.22),
-              "fringe2": (0.5, -0.75, 0.48, 0.84, -0.2, 0.42, 0.26, 0.16)},
+    "full": {"fringe_r": (-0.5, -0.56, 0.66, 0.5, -0.56, 0.66, 0.34, 0.34, 1)},
+    "parted": {"fringe_": (0.08, -0.82, 0.54, 0.80, -0.22, 0.50, 0.30, 0.20, 1)},
+    "swept": {"fringe_r": (0.45, -0.78, 0.50, -0.70, -0.34, 0.62, 0.34, 0.22, 1),
+              "fringe_l": (0.5, -0.75, 0.48, 0.84, -0.2, 0.42, 0.26, 0.16, 1)},
 }
 HAT = {
     "none": {},
-    "cap": {"hat": (0, -0.42, -0.08, 0, -0.38, -0.10, 1.03, 1.05),
-            "hat2": (-0.40, -0.52, 1.02, 0.40, -0.52, 1.02, 0.20, 0.20)},
-    "beanie": {"hat": (0, -0.42, -0.10, 0, -0.38, -0.10, 1.04, 1.06),
-               "hat2": (0, -1.52, -0.15, 0, -1.56, -0.15, 0.25, 0.25)},
-    "bow": {"hat2": (-0.12, -1.10, 0.30, -0.52, -1.26, 0.28, 0.10, 0.24),
-            "hat3": (0.12, -1.10, 0.30, 0.52, -1.26, 0.28, 0.10, 0.24)},
-    "cat": {"hat2": (-0.52, -0.85, 0.0, -0.80, -1.42, 0.0, 0.34, 0.06),
-            "hat3": (0.52, -0.85, 0.0, 0.80, -1.42, 0.0, 0.34, 0.06)},
-    "bunny": {"hat2": (-0.32, -0.95, -0.05, -0.44, -1.62, -0.1, 0.19, 0.14),
-              "hat3": (0.32, -0.95, -0.05, 0.44, -1.62, -0.1, 0.19, 0.14)},
+    "cap": {"hat": (0, -0.50, -0.08, 0, -0.44, -0.12, 1.09, 1.11, 1),
+            "trim_r": (-0.36, -0.38, 1.10, 0.36, -0.38, 1.10, 0.21, 0.21, 1)},
+    "beanie": {"hat": (0, -0.50, -0.10, 0, -0.44, -0.12, 1.09, 1.11, 1),
+               "trim_r": (0, -1.66, -0.15, 0, -1.70, -0.15, 0.25, 0.25, 1)},
+    "bow": {"trim_": (0.12, -1.10, 0.30, 0.52, -1.26, 0.28, 0.10, 0.24, 1)},
+    "cat": {"trim_": (0.52, -0.85, 0.0, 0.80, -1.42, 0.0, 0.34, 0.06, 0.6)},
+    "bunny": {"trim_": (0.32, -0.95, -0.05, 0.44, -1.62, -0.1, 0.19, 0.14, 0.6)},
 }
 SKIN = ((1.00, 0.87, 0.77), (0.95, 0.76, 0.61), (0.78, 0.55, 0.40), (0.55, 0.36, 0.25), (0.40, 0.26, 0.19))
 NATURAL_HAIR = ((0.13, 0.11, 0.12), (0.30, 0.18, 0.11), (0.48, 0.28, 0.14), (0.88, 0.70, 0.38), (0.72, 0.32, 0.12),
                 (0.78, 0.77, 0.78))
-PATTERNS = ((0, 0, 0, -9), (1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (1, 0, 0, -0.5), (0.6, 0.6, 0, -0.3))
+# fmt: on
+# Weights of rings across the axis, stripes along it, checks, and a bias (against the second colour), as in `paint`.
+PATTERNS = {
+    "plain": (0, 0, 0, -9),
+    "rings": (1, 0, 0, 0),
+    "stripes": (0, 1, 0, 0),
+    "checks": (0, 0, 1, 0),
+    "thin rings": (1, 0, 0, -0.5),
+    "diamonds": (0.6, 0.6, 0, -0.3),
+}
+PATTERN_WEIGHTS = (4, 3, 3, 3, 2, 2)
+# Weights of the gradients down and across, the glow, the floor and the bands.
 BACKDROPS = ((1, 0, 0, 0, 0), (0.6, 0.5, 0, 0, 0), (0, 0, 1, 0, 0), (0.3, 0, 0, 1, 0), (0.7, 0, 0, 0, 1))
+NEVER = 9.0  # a length beyond every part's end
 
 
 class Lots:
@@ -95,117 +108,152 @@ def _mix(x):
     return x ^ _shift(x, 31)
 
 
-def _of(options, number):
+def people(seeds):
+    """b characters from int64 seeds (b,): their measures, a dict of float64 (b,) and "headwear" (b, 11, 9), and Looks.
+
+    Measures "skirt", "pack" and "scarf" are 1 where worn, else -1; "deep" is the trunk's depth as a share of its width.
+    """
+    lots = Lots(seeds)
+    tall = lots("tall", 1.0, 1.14)
+    hair, fringe = lots.pick("hair", (3, 3, 3, 2, 2, 1, 1, 1, 1)), lots.pick("fringe", (2, 4, 3, 4))
+    hat = lots.pick("hat", (12, 3, 3, 2, 2, 1))
+    covered = (hat == 1) | (hat == 2)
+    hair, fringe = torch.where(covered & (hair >= FLAT_HAIR), 0, hair), torch.where(covered, 0, fringe)
+    bottom = lots.pick("bottom", (4, 3, 3, 2))  # trousers, shorts, skirt, dress
+    body = {
+        "leg": lots("leg", 0.23, 0.27) * tall,
+        "trunk": 0.36 * tall,
+        "arm": 0.215 * tall,
+        "fore": 0.20 * tall,
+        "head": lots("head", 0.245, 0.285),
+        "wide": 0.155 * lots("width", 0.88, 1.14),
+        "deep": lots("deep", 0.72, 0.88),
+        "thick": lots("thick", 0.9, 1.18),
+        "headwear": _headwear((HAIR, hair), (FRINGE, fringe), (HAT, hat)),
+        "skirt": torch.where(bottom >= 2, 1.0, -1.0),
+        "pack": torch.where(lots("pack") < 0.3, 1.0, -1.0),
+        "scarf": torch.where(lots("scarf") < 0.18, 1.0, -1.0),
+    }
+    skin, hair_colour = _skin(lots), _hair(lots)
+    extra, pack = lots.colour("extra", (0.4, 0.9), (0.5, 1.0)), lots.colour("pack", (0.3, 0.9), (0.25, 0.9))
+    clothes = _clothes(lots, body, hat, bottom, skin, hair_colour, extra, pack)
+    backdrop = torch.cat(
+        [
+            lots.colour("backdrop", (0.0, 0.33), (0.6, 1.0)),
+            lots.colour("backdrop2", (0.0, 0.33), (0.6, 1.0)),
+            _pick(BACKDROPS, lots.pick("backdrop kind", (2, 2, 2, 3, 1))),
+        ],
+        1,
+    ).T
+    looks = (clothes, _face(lots, hair_colour), _chest(lots, body["pack"] > 0, extra, pack), backdrop)
+    return body, Looks(*(table.float() for table in looks), head=PARTS.index("head"), torso=PARTS.index("torso"))
+
+
+def _pick(options, number):
     return torch.tensor(options, dtype=torch.float64)[number]
 
 
-def _headwear(hair, fringe, hat):
-    """The rows above for b characters, float64 (b, parts of HEADWEAR, 8); both radii -1 where there is nothing."""
-    worn = torch.tensor([0, 0, 0, 0, 0, 0, -1, -1], dtype=torch.float64).expand(len(hair), len(HEADWEAR), 8)
-    for kind, number in ((HAIR, hair), (FRINGE, fringe), (HAT, hat)):
-        rows = torch.zeros(len(kind), len(HEADWEAR), 8, dtype=torch.float64)
-        for at, parts in enumerate(kind.values()):
+def _headwear(*choices):
+    """Rows for b characters, float64 (b, 11 parts of HEADWEAR, 9), of (table, number (b,)) pairs; radii -1: nothing."""
+    worn = torch.tensor([0, 0, 0, 0, 0, 0, -1, -1, 1], dtype=torch.float64)
+    for kinds, number in choices:
+        rows = torch.zeros(len(kinds), len(HEADWEAR), 9, dtype=torch.float64)
+        for kind, parts in enumerate(kinds.values()):
             for part, row in parts.items():
                 for side, sign in (("r", -1), ("l", 1)) if part.endswith("_") else (("", 1),):
                     mirrored = (sign * row[0], *row[1:3], sign * row[3], *row[4:])
-                    rows[at, HEADWEAR.index(part + side)] = torch.tensor(mirrored, dtype=torch.float64)
-        rows = rows[number]
-        worn = torch.where(rows[..., 6:7] > 0, rows, worn)
+                    rows[kind, HEADWEAR.index(part + side)] = torch.tensor(mirrored, dtype=torch.float64)
+        worn = torch.where(rows[number][..., 6:7] > 0, rows[number], worn)
     return worn
 
 
-def people(seeds):
-    """Measures and looks of b characters from int64 seeds (b,): dict of float64 tensors (b, ...), and their Looks."""
-    lots = Lots(seeds)
-    tall, thick, width = lots("tall", 1.0, 1.14), lots("thick", 0.9, 1.18), lots("width", 0.88, 1.14)
-    leg = lots("leg", 0.23, 0.27) * tall
-    hair, hat = lots.pick("hair", (3, 3, 3, 2, 2, 1, 1, 1, 1)), lots.pick("hat", (12, 3, 3, 2, 2, 1))
-    hair = torch.where(((hat == 1) | (hat == 2)) & (hair >= FLAT_HAIR), 0, hair)
-    bottom = lots.pick("bottom", (4, 3, 3, 2))  # trousers, shorts, skirt, dress
-    pack, scarf = lots("pack") < 0.3, lots("scarf") < 0.18
-    body = {
-        "thigh": leg, "shin": leg, "trunk": 0.36 * tall, "arm": 0.215 * tall, "fore": 0.20 * tall,
-        "head": lots("head", 0.245, 0.285), "wide": 0.155 * width, "deep": 0.125 * width, "thick": thick,
-        "headwear": _headwear(hair, lots.pick("fringe", (2, 4, 3, 4)), hat),
-        "skirt": torch.where(bottom >= 2, 1.0, -1.0), "pack": torch.where(pack, 1.0, -1.0),
-        "scarf": torch.where(scarf, 1.0, -1.0),
-    }
-    return body, _looks(lots, body, hat, bottom)
-
-
-def _looks(lots, body, hat, bottom):
-    """Colours and patterns for the parts."""
-    count = len(hat)
+def _skin(lots):
     tone = lots("skin") * (len(SKIN) - 1)
-    low = tone.floor().long()
-    skin = _of(SKIN, low) + (tone - low)[:, None] * (_of(SKIN, low + 1) - _of(SKIN, low))
-    dyed = (lots("dyed") < 0.45)[:, None]
-    hair = torch.where(dyed, lots.colour("hair", (0.3, 0.8), (0.4, 0.95)),
-                       _of(NATURAL_HAIR, lots.pick("hair colour", (1,) * len(NATURAL_HAIR))))
+    light = tone.floor().long()
+    return _pick(SKIN, light) + (tone - light)[:, None] * (_pick(SKIN, light + 1) - _pick(SKIN, light))
+
+
+def _hair(lots):
+    natural = _pick(NATURAL_HAIR, lots.pick("hair colour", (1,) * len(NATURAL_HAIR)))
+    return torch.where(lots("dyed")[:, None] < 0.45, lots.colour("hair", (0.3, 0.8), (0.4, 0.95)), natural)
+
+
+def _texture(span, radius, colour, second=None, pattern=("plain", 1.0), stripes=5, end=None, split=NEVER):
+    """Columns of `paint.TEXTURE`, float64 (19, b), of a part with an axis of length span, and that radius.
+
+    colour, second: (b, 3); pattern: a name or numbers (b,) of PATTERNS, and how many rings there are to a unit of
+    length; stripes: how many around; end: another colour, beyond the length split.
+    """
+    kind, rate = pattern
+    weights = torch.tensor(PATTERNS[kind]) if isinstance(kind, str) else _pick(tuple(PATTERNS.values()), kind)
+    rate, radius = torch.as_tensor(rate, dtype=torch.float64), torch.as_tensor(radius, dtype=torch.float64)
+    gain = 1 / (4 * torch.maximum(rate, stripes / (2 * math.pi * radius)))
+    colours = (colour, colour if second is None else second, colour if end is None else end)
+    columns = [c for three in colours for c in three.T]
+    columns += [*weights.unbind(-1), rate, stripes, gain, span, radius, split]
+    return torch.stack([torch.as_tensor(c, dtype=torch.float64).expand(len(colour)) for c in columns])
+
+
+def _clothes(lots, body, hat, bottom, skin, hair, extra, pack):
+    """Textures of all PARTS, float64 (19, b, P)."""
+    head, wide, arm, fore, leg = (body[name] for name in ("head", "wide", "arm", "fore", "leg"))
     top, top2 = lots.colour("top", (0.2, 0.9), (0.35, 1.0)), lots.colour("top2", (0.1, 0.9), (0.15, 1.0))
-    low_, low2 = lots.colour("bottom", (0.15, 0.85), (0.2, 0.95)), lots.colour("bottom2", (0.1, 0.9), (0.15, 1.0))
+    low, low2 = lots.colour("bottom", (0.15, 0.85), (0.2, 0.95)), lots.colour("bottom2", (0.1, 0.9), (0.15, 1.0))
     shoe, sock = lots.colour("shoe", (0.1, 0.9), (0.15, 0.95)), lots.colour("sock", (0.0, 0.8), (0.2, 1.0))
-    extra, pack = lots.colour("extra", (0.4, 0.9), (0.5, 1.0)), lots.colour("pack", (0.3, 0.9), (0.25, 0.9))
-    eye = lots.colour("eye", (0.5, 0.95), (0.25, 0.6))
-    texture = torch.zeros(len(TEXTURE), count, len(PARTS), dtype=torch.float64)
+    upper = lots.pick("top pattern", PATTERN_WEIGHTS), lots("top rate", 3.2, 5.5)
+    lower = lots.pick("bottom pattern", PATTERN_WEIGHTS), lots("bottom rate", 3.2, 5.5)
+    dress, beanie, bare = bottom == 3, (hat == 2)[:, None], (bottom > 0)[:, None]  # bare: below the knees
+    low, low2 = torch.where(dress[:, None], top, low), torch.where(dress[:, None], top2, low2)
+    lower = tuple(torch.where(dress, u, w) for u, w in zip(upper, lower, strict=True))
+    shin, shin2 = torch.where(bare, skin, low), torch.where(bare, skin, low2)
+    hat_colour = torch.where((hat >= 4)[:, None], hair * 0.8, extra)  # animals' ears are of the hair's colour
+    knit = torch.where(hat == 2, 1, 0), 6.0
 
-    def dye(parts, colour, second=None, pattern=None, third=None, split=9.0, span=0.2, cap=0.06, bands=5):
-        """Set the texture of some parts; span: length of the axis, cap: radius, bands: stripes around, split: ..."""
-        number, rate = pattern if pattern is not None else (torch.zeros(count, dtype=torch.long), torch.ones(count))
-        gain = 1 / (4 * torch.maximum(rate, torch.as_tensor(bands / (2 * math.pi * cap))))
-        columns = (*colour.T, *(colour if second is None else second).T, *(colour if third is None else third).T,
-                   *_of(PATTERNS, number).T, rate, bands, gain, span, cap, split)
-        for part in parts.split():
-            for row, value in enumerate(columns):
-                texture[row, :, PARTS.index(part)] = torch.as_tensor(value, dtype=torch.float64)
+    sleeve = _pick((-NEVER, 0.5, 1.25, NEVER), lots.pick("sleeve", (2, 4, 2, 5))) * arm
+    cuff = torch.where(sleeve > arm, sleeve - arm, -NEVER)
+    trouser = _pick((NEVER, 0.6, -NEVER, -NEVER), bottom) * leg
+    stocking = leg * (1 - _pick((-NEVER, 0.3, 0.75), lots.pick("sock length", (3, 2, 2))))
+    textures = {
+        "head ear_r ear_l neck": _texture(0.15 * head, head, skin),
+        " ".join(HEADWEAR[:8]): _texture(0.2, head, hair, hair * 0.86, ("stripes", 1.0), 7),
+        "hat trim_r trim_l": _texture(0.2, head, hat_colour, torch.where(beanie, top, hat_colour), knit),
+        "torso": _texture(body["trunk"] - 0.07, wide, top, top2, upper),
+        "hips": _texture(0.06, wide, low, low2, lower),
+        "skirt": _texture(0.3, wide * 1.3, low, low2, lower, 6),
+        "pack": _texture(0.2, 0.13, pack, pack * 0.6, ("rings", 5.0)),
+        "scarf scarf2": _texture(0.16, 0.06, extra, top2, ("rings", 7.0)),
+        "arm_r arm_l": _texture(arm, 0.062, top, top2, upper, 2, skin, sleeve),
+        "fore_r fore_l": _texture(fore, 0.055, top, top2, upper, 2, skin, cuff),
+        "hand_r hand_l": _texture(0.03, 0.06, skin),
+        "thigh_r thigh_l": _texture(leg, 0.085, low, low2, lower, 3, skin, trouser),
+        "shin_r shin_l": _texture(leg, 0.068, shin, shin2, lower, 3, sock, stocking),
+        "foot_r foot_l": _texture(0.09, 0.06, shoe),
+    }
+    of_part = {part: texture for parts, texture in textures.items() for part in parts.split()}
+    return torch.stack([of_part[part] for part in PARTS], 2)
 
-    weights = (4, 3, 3, 3, 2, 2)
-    worn = lots.pick("top pattern", weights), lots("top rate", 3.2, 5.5)
-    lower = lots.pick("bottom pattern", weights), lots("bottom rate", 3.2, 5.5)
-    dress = (bottom == 3)[:, None]
-    under, under2 = torch.where(dress, top, low_), torch.where(dress, top2, low2)
-    lower = tuple(torch.where(bottom == 3, a, b) for a, b in zip(worn, lower, strict=True))
 
-    head, wide = body["head"], body["wide"]
-    dye("head ear_r ear_l neck", skin, cap=head, span=0.15 * head)
-    strands = torch.full((count,), 2), torch.ones(count)
-    dye(" ".join(HEADWEAR[:8]), hair, hair * 0.86, strands, cap=head, bands=7)
-    hat_knit = torch.where(hat == 2, 1, 0), torch.full((count,), 6.0)
-    hat_colour = torch.where((hat >= 4)[:, None], hair * 0.8, extra)
-    dye("hat hat2 hat3", hat_colour, torch.where((hat == 2)[:, None], top, hat_colour), hat_knit, cap=head)
-    dye("torso", top, top2, worn, span=body["trunk"] - 0.07, cap=wide)
-    dye("hips", under, under2, lower, span=0.06, cap=wide)
-    dye("skirt", under, under2, lower, span=0.3, cap=wide * 1.3, bands=6)
-    dye("pack", pack, pack * 0.6, (strands[0] - 1, strands[1] * 5), cap=0.13, span=0.2)
-    dye("scarf scarf2", extra, torch.where(dyed, hair, top2), (strands[0] - 1, strands[1] * 7), cap=0.06, span=0.16)
-
-    arm, fore, thigh, shin = (body[n] for n in ("arm", "fore", "thigh", "shin"))
-    sleeve = _of((-9.0, 0.5, 1.25, 9.0), lots.pick("sleeve", (2, 4, 2, 5))) * arm
-    dye("arm_r arm_l", top, top2, worn, skin, sleeve, arm, 0.062, 2)
-    dye("fore_r fore_l", top, top2, worn, skin, torch.where(sleeve > arm, sleeve - arm, -9), fore, 0.055, 2)
-    dye("hand_r hand_l", skin)
-    bare = (bottom > 0)[:, None]
-    leg_end = _of((9.0, 0.6, -9.0, -9.0), bottom)
-    dye("thigh_r thigh_l", under, under2, lower, skin, leg_end * thigh, thigh, 0.085, 3)
-    sock_end = shin * (1 - _of((-9.0, 0.3, 0.75), lots.pick("sock length", (3, 2, 2))))
-    dye("shin_r shin_l", torch.where(bare, skin, under), torch.where(bare, skin, under2), lower, sock, sock_end, shin,
-        0.068, 3)
-    dye("foot_r foot_l", shoe)
-
-    brow = hair * 0.55
+def _face(lots, hair):
+    """Columns of `paint.FACE`, float64 (14, b)."""
     size = lots("eye size", 0.9, 1.2)
-    glasses = lots("glasses") < 0.16
-    face = torch.stack([*eye.T, *brow.T, lots("eye x", 0.36, 0.44), lots("eye y", 0.08, 0.16), 0.13 * size,
-                        0.19 * size, lots("mouth", 0.12, 0.24), lots("smile", -0.4, 2.2),
-                        lots("blush", 0.0, 0.6), glasses.double()])
-    front = lots.pick("chest", (4, 3, 2))
-    straps = body["pack"] > 0
-    badge = torch.where(straps[:, None], pack * 0.8, extra)
-    chest = torch.stack([*badge.T, (front == 1).double() * ~straps, (front == 2).double() * ~straps, straps.double()])
-    back = [lots.colour(name, (0.0, 0.33), (0.6, 1.0)) for name in ("backdrop", "backdrop2")]
-    kind = _of(BACKDROPS, lots.pick("backdrop kind", (2, 2, 2, 3, 1)))
-    behind = torch.stack([*back[0].T, *back[1].T, *kind.T])
-    tables = (texture, face, chest, behind)
-    names = (TEXTURE, FACE, CHEST, BACKDROP)
-    assert all(len(t) == len(n) for t, n in zip(tables, names, strict=True))
-    return Looks(*(t.float() for t in tables), head=PARTS.index("head"), torso=PARTS.index("torso"))
+    return torch.stack(
+        [
+            *lots.colour("eye", (0.5, 0.95), (0.25, 0.6)).T,
+            *(hair * 0.55).T,
+            lots("eye x", 0.36, 0.44),
+            lots("eye y", 0.10, 0.18),
+            0.145 * size,
+            0.22 * size,
+            lots("mouth", 0.12, 0.24),
+            lots("smile", -0.4, 2.2),
+            lots("blush", 0.0, 0.6),
+            (lots("glasses") < 0.16).double(),
+        ]
+    )
+
+
+def _chest(lots, straps, extra, pack):
+    """Columns of `paint.CHEST`, float64 (6, b): nothing, a badge or a zip; straps with a backpack."""
+    front = torch.where(straps, 0, lots.pick("chest", (4, 3, 2)))
+    colour = torch.where(straps[:, None], pack * 0.8, extra)
+    return torch.stack([*colour.T, (front == 1).double(), (front == 2).double(), straps.double()])

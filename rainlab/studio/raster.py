@@ -14,37 +14,44 @@ from dataclasses import dataclass
 
 import torch
 
-NOTHING = 255  # primitive index of the background
-LIGHT = (-0.42, -0.56, 0.71)  # towards the light: from the upper left, in front
-COOL = (1.0, 0.94, 0.80)  # how much of the shade reaches red, green, blue: shadows turn slightly blue
-GEOMETRY = ("x", "y", "z", "dx", "dy", "length", "dz", "r", "dr", "flat", "shear", "sin", "cos")
+NOTHING = 255  # stands for the background where capsules have their numbers
+GEOMETRY = ("x", "y", "z", "dx", "dy", "length", "dz", "r", "dr", "flat", "shear", "blunt", "sin", "cos")
 
 
 @dataclass(frozen=True)
 class Shapes:
-    """P capsules in n frames: float32 tables `geometry` (13, n, P), rows named in GEOMETRY, and `roll` float64 (n, P).
+    """P capsules in n frames: `geometry` float32 (14, n, P), rows named in GEOMETRY, and `roll` float64 (n, P).
 
     dx, dy: the axis' unit direction in the picture; length: its length there; dz, dr: what z and the radius gain
-    along it; flat, shear: the surface stands flat·r·cos(angle) + shear·r·sin(angle) before the axis; roll: the angle
-    in radians by which the material is turned about the axis; sin and cos are the roll's.
+    along it; sin, cos: of the roll. The rest as for `shapes`.
     """
 
     geometry: torch.Tensor
     roll: torch.Tensor
 
+    def frames(self, part):
+        """The shapes of some frames, by their numbers (m,)."""
+        return Shapes(self.geometry[:, part], self.roll[part])
 
-def shapes(start, end, radius, flat, shear, roll):
-    """Tables from float64 start, end (n, P, 3), radius (n, P, 2) in pixels (≤ 0: not there), flat, shear, roll (n, P)."""
+
+def shapes(start, end, radius, flat, shear, blunt, roll):
+    """Shapes from float64 start, end (n, P, 3), radius (n, P, 2), all in pixels, and (n, P) each of the others.
+
+    radius: at both ends; one that is not positive leaves the capsule out. flat, shear: the surface stands
+    flat * r * cos(angle) + shear * r * sin(angle) before the axis. blunt: end caps are r / blunt high. roll: by how
+    many radians the material is turned about the axis; at 0 its angle 0 faces the viewer, and a quarter turn is to
+    the right of an axis that points down.
+    """
     step = end - start
     step[..., 1] += 1e-4  # an axis that points at the viewer still needs a direction
     length = (step[..., 0] ** 2 + step[..., 1] ** 2).sqrt()
-    rows = (start[..., 0], start[..., 1], start[..., 2], step[..., 0] / length, step[..., 1] / length, length,
-            step[..., 2], radius[..., 0], radius[..., 1] - radius[..., 0], flat, shear, roll.sin(), roll.cos())
-    return Shapes(torch.stack(rows).float(), roll)
+    axis = [*start.unbind(-1), step[..., 0] / length, step[..., 1] / length, length, step[..., 2]]
+    shape = [radius[..., 0], radius[..., 1] - radius[..., 0], flat, shear, blunt]
+    return Shapes(torch.stack([*axis, *shape, roll.sin(), roll.cos()]).float(), roll)
 
 
 def _boxes(g, height, width):
-    """First row and column (n, P) of each capsule's box in the picture, and the P box sizes, common to all frames."""
+    """First rows and columns (n, P) of the capsules' boxes in the picture, and P box sizes: the largest frame's."""
     x, y, dx, dy, length, r, dr = (g[GEOMETRY.index(k)] for k in ("x", "y", "dx", "dy", "length", "r", "dr"))
     there = r > 0
     ends = []
@@ -70,9 +77,12 @@ def cover(figure, height, width):
     g = figure.geometry
     n = g.shape[1]
     (top, left), sizes = _boxes(g, height, width)
-    front, back = ({"k": torch.full((n, height * width), NOTHING, dtype=torch.uint8),
-                    "a": torch.zeros(n, height * width),
-                    "z": torch.full((n, height * width), -1e9)} for _ in range(2))
+    empty = {
+        "k": torch.full((n, height * width), NOTHING, dtype=torch.uint8),
+        "a": torch.zeros(n, height * width),
+        "z": torch.full((n, height * width), -1e9),
+    }
+    front, back = empty, {name: plane.clone() for name, plane in empty.items()}
     for k, (rows, columns) in enumerate(sizes):
         if not rows:
             continue
@@ -83,7 +93,7 @@ def cover(figure, height, width):
         along = qx * c["dx"] + qy * c["dy"]
         inner = along.clamp(min=0).minimum(c["length"])
         across = qx * c["dy"] - qy * c["dx"]
-        over = along - inner
+        over = (along - inner) * c["blunt"]
         t = inner / c["length"]
         r = c["r"] + t * c["dr"]
         d2 = over * over + across * across
@@ -116,7 +126,7 @@ def surface(g, px, py):
     inner = along.clamp(min=0).minimum(g["length"])
     t = inner / g["length"]
     r = g["r"] + t * g["dr"]
-    e = ((along - inner) / r).clamp(-1, 1)
+    e = ((along - inner) * g["blunt"] / r).clamp(-1, 1)
     s = (across / (r * (1 - e * e).sqrt()).clamp(min=1e-3)).clamp(-1, 1)
     return t, e, s, (1 - s * s).sqrt()
 
@@ -124,7 +134,7 @@ def surface(g, px, py):
 def place(g, t, e, s):
     """Where in the picture the surface point with these coordinates lies: the inverse of `surface`."""
     r = g["r"] + t * g["dr"]
-    along, across = t * g["length"] + e * r, s * (r * (1 - e * e).sqrt())
+    along, across = t * g["length"] + e * r / g["blunt"], s * (r * (1 - e * e).sqrt())
     return g["x"] + along * g["dx"] + across * g["dy"], g["y"] + along * g["dy"] - across * g["dx"]
 
 

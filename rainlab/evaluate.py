@@ -1,0 +1,257 @@
+"""Held-out evaluation: every method sees the same clips, references and drivers, and is measured the same way.
+
+A method's numbers are a run of their own, so that all tables read the same ones. Characters and motions of the test
+split were never seen in training; the reference is a clip's first frame, the driver its condition pictures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from rainlab import data, metrics, runs, schedule, stages, train
+from rainlab.config import Preset, StreamConfig, override
+from rainlab.model import RAIN, guided_v, to_signed, to_uint8, to_unit
+from rainlab.stream import animate
+from rainlab.unet import TemporalAttention, UNet
+
+VERSION = 1  # raised when a method's numbers would come out differently
+METHODS = {
+    "copy": "copying the reference",
+    "autoencoder": "autoencoder alone (ceiling)",
+    "wrong": "RAIN, wrong reference",
+    "undistilled": "RAIN before distillation, 4 steps",
+    "rain": "RAIN",
+}
+WITHOUT_MODEL = ("copy", "autoencoder")
+ABLATIONS = {
+    "K = 16": {},
+    "K = 8": {"stream.window": 8},
+    "K = 16, causal mask": {"stream.causal": True},
+}
+"""Section 5.4: what is varied, as overrides of a preset; the first is the paper's setting."""
+SIDE_BY_SIDE = 8  # streams in one batch
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Test clips as arrays: frames and condition uint8 ``(b, f, h, w, 3)``, mask bool ``(b, f, h, w)`` or None."""
+
+    frames: np.ndarray
+    condition: np.ndarray
+    mask: np.ndarray | None
+
+    @property
+    def reference(self) -> np.ndarray:
+        """The first frame of every clip, ``(b, h, w, 3)``."""
+        return self.frames[:, 0]
+
+
+def held_out(preset: Preset, clips: int | None = None) -> HeldOut:
+    """The test clips of a preset, or the first ``clips`` of them."""
+    source = data.clips_of(preset.data, "test")
+    chosen = [source[i] for i in range(len(source) if clips is None else min(clips, len(source)))]
+    mask = None if chosen[0].mask is None else np.stack([clip.mask for clip in chosen])
+    return HeldOut(np.stack([c.frames for c in chosen]), np.stack([c.condition for c in chosen]), mask)
+
+
+def stream_options(stream: StreamConfig, guided: bool = True) -> dict:
+    """Keyword arguments of :class:`rainlab.stream.Stream` for a configuration."""
+    return asdict(stream) | ({} if guided else {"guidance": None})
+
+
+def generate(preset: Preset, method: str, held: HeldOut, model: RAIN | None = None) -> np.ndarray:
+    """Frames of a method for the held-out clips, uint8 ``(b, f, h, w, 3)``.
+
+    ``method``: a key of METHODS; "wrong" gives every driver the next clip's reference (a fixed permutation).
+    ``model`` saves loading it again. Raises FileNotFoundError if weights are missing.
+    """
+    _check(method)
+    if method == "copy":
+        return np.repeat(held.frames[:, :1], held.frames.shape[1], axis=1)
+    model = model or load(preset, method)
+    if method == "autoencoder":
+        with torch.no_grad():
+            signed = (to_signed(torch.from_numpy(clip)) for clip in held.frames)
+            return np.stack([to_uint8(model.autoencoder.decode(model.autoencoder.encode(x))).numpy() for x in signed])
+    reference = np.roll(held.reference, -1, axis=0) if method == "wrong" else held.reference
+    return stream(model, reference, held.condition, preset.stream)
+
+
+def stream(model: RAIN, reference: np.ndarray, condition: np.ndarray, cfg: StreamConfig) -> np.ndarray:
+    """Animate many finite clips, some side by side; arguments and result as in :func:`rainlab.stream.animate`."""
+    options = stream_options(cfg, guided=bool(model.denoising_unet.cfg.guidance_dim))
+    parts = range(0, len(reference), SIDE_BY_SIDE)
+    pick = (slice(i, i + SIDE_BY_SIDE) for i in parts)
+    todo = tqdm(pick, "streams", total=len(parts), leave=False)
+    return np.concatenate([animate(model, reference[i], condition[i], **options) for i in todo])
+
+
+def load(preset: Preset, method: str) -> RAIN:
+    """The networks a method needs."""
+    return stages.load_model(preset, _stage(method))
+
+
+def _stage(method: str) -> str:
+    return {"autoencoder": "autoencoder", "undistilled": "stage2"}.get(method, "distill3d")
+
+
+def _check(method: str) -> None:
+    if method not in METHODS:
+        raise ValueError(f"method: got {method!r}, expected one of {list(METHODS)}")
+
+
+def describe(preset: Preset, method: str) -> tuple[dict, dict[str, str]]:
+    """(config, inputs) that determine a method's numbers."""
+    _check(method)
+    config = {"preset": preset.name, "method": method, "data": _test_data(preset)}
+    if method in WITHOUT_MODEL:
+        return config, {} if method == "copy" else {"autoencoder": stages.run_id(preset, "autoencoder")}
+    return config | {"stream": asdict(preset.stream)}, {"model": stages.run_id(preset, _stage(method))}
+
+
+def _test_data(preset: Preset) -> dict:
+    keys = ("source", "height", "width", "fps", "test_clips", "test_frames")
+    return {key: getattr(preset.data, key) for key in keys}
+
+
+def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
+    """The run that holds a method's numbers.
+
+    Args:
+        record: compute and record it in ``runs/`` unless that is done; False reads what was recorded, here or in the
+            repository, and raises FileNotFoundError if there is nothing.
+
+    Metrics: all of :data:`rainlab.metrics.MEASURES`; for streamed methods also ``flicker``, of streams driven by one
+    frozen pose, and ``flicker_border_ratio``; labelled ``method``. The per-clip values stay in ``values.json``.
+    """
+    config, inputs = describe(preset, method)
+    if not record:
+        return runs.load(runs.run_id("evaluate", config, VERSION, inputs))
+    run = runs.open_run("evaluate", config, VERSION, inputs)
+    if run.finished:
+        return run
+    held = held_out(preset)
+    model = None if method == "copy" else load(preset, method)
+    frames = generate(preset, method, held, model)
+    streamed = method not in WITHOUT_MODEL
+    values = metrics.evaluate(frames, held.frames, held.mask)
+    if streamed:
+        frozen = np.repeat(held.condition[:, :1], 2 * preset.stream.window, axis=1)
+        still = stream(model, held.reference, frozen, preset.stream)
+        size = preset.stream.window // preset.stream.groups
+        values["flicker"] = metrics.flicker(still)
+        if size > 1:
+            values["flicker_border_ratio"] = metrics.border_ratio(still, size)
+    for name, value in values.items():
+        run.record(name, *metrics.bootstrap(value), metrics.PROTOCOL, method=method)
+    runs.write_json(run.path / "values.json", {name: value.tolist() for name, value in values.items()})
+    np.save(run.path / "frames.npy", frames)
+    return run.finish()
+
+
+@torch.no_grad()
+def sample(
+    model: RAIN,
+    reference: np.ndarray,
+    condition: np.ndarray,
+    steps: int = 20,
+    guidance: float | None = None,
+    seed: int = 0,
+    causal: bool = False,
+) -> np.ndarray:
+    """Plain DDIM without streaming: all frames of a clip denoised together from noise, at one time step each call.
+
+    Args:
+        model: after stage 1 (frames independent) or stage 2 (attention over the frames); no ω embedding.
+        reference: uint8 ``(b, h, w, 3)``. condition: uint8 ``(b, f, h, w, 3)``.
+        guidance: strength ω of classifier-free guidance; None for none.
+
+    Returns:
+        uint8 frames like ``condition``.
+    """
+    bank, context = model.look(to_signed(torch.from_numpy(reference)))
+    pose = model.pose_guider(to_unit(torch.from_numpy(condition)))
+    b, f, _, h, w = pose.shape
+    mask = train.causal_mask(f) if causal else None
+
+    def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
+        if guidance is None:
+            return model.denoising_unet(latents, timesteps, context, pose, None, bank, mask)
+        return guided_v(model.denoising_unet, latents, timesteps, context, pose, bank, guidance, mask)
+
+    shape = (b, f, model.autoencoder.latent_channels, h, w)
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return to_uint8(model.autoencoder.decode(schedule.ddim(predict, noise, steps))).numpy()
+
+
+@torch.no_grad()
+def temporal_attention(unet: UNet, *inputs, **options) -> dict[str, np.ndarray]:
+    """Who looks at whom: attention weights over the frames in one forward pass of the network.
+
+    Arguments are those of :meth:`rainlab.unet.UNet.forward`. Returns layer name -> ``(f, f)``, the mean over heads and
+    places; row = the frame that looks, column = the frame looked at, rows sum to 1.
+    """
+    maps: dict[str, np.ndarray] = {}
+
+    def watch(name: str) -> Callable:
+        def hook(layer: TemporalAttention, received: tuple) -> None:
+            maps[name] = layer.weights(*received).mean((0, 1)).numpy()
+
+        return hook
+
+    layers = {n: layer for n, layer in unet.named_modules() if isinstance(layer, TemporalAttention)}
+    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in layers.items()]
+    try:
+        unet(*inputs, **options)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return maps
+
+
+PAIRS = (("rain", "copy"), ("rain", "wrong"), ("rain", "undistilled"))
+
+
+def compare(preset: Preset, record: bool = False) -> runs.Run:
+    """Paired differences between methods on the same clips (Table 1): metric ``<measure>``, labels a and b, a - b."""
+    inputs = {method: measure(preset, method, record).id for method in METHODS}
+    config = {"preset": preset.name, "pairs": [list(pair) for pair in PAIRS]}
+    if not record:
+        return runs.load(runs.run_id("compare", config, VERSION, inputs))
+    run = runs.open_run("compare", config, VERSION, inputs)
+    if not run.finished:
+        files = {method: runs.load(id).path / "values.json" for method, id in inputs.items()}
+        values = {method: json.loads(file.read_text("utf-8")) for method, file in files.items()}
+        for a, b in PAIRS:
+            for name in ("psnr", "ssim", "psnr_fg", "ssim_fg", "tde", "sharpness_error"):
+                run.record(name, *metrics.paired(values[a][name], values[b][name]), metrics.PROTOCOL, a=a, b=b)
+        run.finish()
+    return run
+
+
+def ablations(preset: Preset, record: bool = False) -> dict[str, runs.Run]:
+    """Label -> run of method "rain" for each of ABLATIONS (Table 3)."""
+    return {label: measure(override(preset, change), "rain", record) for label, change in ABLATIONS.items()}
+
+
+def motion_gain(preset: Preset, repeats: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out v-loss per clip on staircase time steps, with and without the motion modules of stage 2, ``(n,)`` each.
+
+    Same clips, noise and time steps for both; nothing is dropped.
+    """
+    clips, run = data.cached(data.clips_of(preset.data, "test"))
+    autoencoder = stages.load_model(preset, "autoencoder").autoencoder
+    clips.encode(autoencoder, run.path / f"latents-{stages.run_id(preset, 'autoencoder')}.npy")
+    losses = []
+    for stage in ("stage2", "stage1"):
+        model = stages.load_model(preset, stage)
+        per_sample = train.sample_losses(model, preset, train.staircase_times, dropout=0.0)
+        losses.append(train.validate(per_sample, clips, preset.stream.window, True, repeats=repeats).numpy())
+    return losses[0], losses[1]

@@ -1,0 +1,112 @@
+"""Draws and batches depend on (seed, step, sample) alone; arrays are made once and survive interruption."""
+
+import micro
+import numpy as np
+import pytest
+import torch
+
+from rainlab import data, runs
+from rainlab.data import Draw, TrainingSet
+from rainlab.vae import build
+
+
+def test_draws_do_not_depend_on_how_a_batch_is_split():
+    whole = Draw(0, 3, range(4))
+    parts = [Draw(0, 3, range(2)), Draw(0, 3, range(2, 4))]
+    for name, shape in (("normal", (2, 3)), ("uniform", ()), ("integers", (0, 10, 5))):
+        joined = torch.cat([getattr(part, name)(*shape) for part in parts])
+        assert torch.equal(getattr(whole, name)(*shape), joined)
+    first = Draw(0, 3, [0]).normal(8)
+    assert not any(torch.equal(first, Draw(*key, [0]).normal(8)) for key in ((1, 3), (0, 4)))
+
+
+def test_every_clip_is_seen_once_an_epoch():
+    clips = micro.training_set(micro.micro(data__clips=6))
+    for epoch in range(3):
+        seen = [clips.clip_at(0, step, sample, 2) for step in range(3 * epoch, 3 * epoch + 3) for sample in range(2)]
+        assert sorted(seen) == list(range(6))
+
+
+def test_batches():
+    config = micro.micro()
+    clips = micro.training_set(config)
+    one = clips.batch(0, 5, range(2), 2, 3, False)
+    again = clips.batch(0, 5, range(2), 2, 3, False)
+    assert all(torch.equal(a, b) for a, b in zip(vars(one).values(), vars(again).values(), strict=True))
+    split = [clips.batch(0, 5, [i], 2, 3, False) for i in range(2)]
+    assert torch.equal(one.latents, torch.cat([part.latents for part in split]))
+    clip = clips.clip_at(0, 5, 0, 2)
+    at = [int(np.where((clips.pictures[1][clip] == c.numpy()).all((1, 2, 3)))[0][0]) for c in one.condition[0]]
+    reference = int(np.where((clips.pictures[0][clip] == one.reference[0].numpy()).all((1, 2, 3)))[0][0])
+    assert len(set(at)) == 3 and reference not in at and at == sorted(at)
+    assert torch.equal(one.latents[0], torch.from_numpy(np.array(clips.latents[clip, at])).float())
+    windows = clips.batch(0, 5, range(2), 2, 8, True)
+    at = [int(np.where((clips.pictures[1][clip] == c.numpy()).all((1, 2, 3)))[0][0]) for c in windows.condition[0]]
+    assert np.diff(at).tolist() == [1] * 7
+    with pytest.raises(ValueError, match="clips of 10 frames: got 11 asked for"):
+        clips.batch(0, 0, [0], 2, 10, False)
+
+
+class Breaks(list):
+    """Clips that stop working half-way."""
+
+    def __getitem__(self, i):
+        if i >= 60:
+            raise KeyboardInterrupt
+        return super().__getitem__(i)
+
+    def fingerprint(self):
+        return {"source": "test"}
+
+
+class Counts(Breaks):
+    asked = 0
+
+    def __getitem__(self, i):
+        Counts.asked += 1
+        return list.__getitem__(self, i)
+
+
+def test_interrupted_arrays_go_on_and_are_made_once():
+    from rainlab.clips import Clip
+
+    frames = micro.pictures(70, 2, size=(4, 4))
+    clips = [Clip(f, 255 - f, "x", 12.0, "train", "test") for f in frames]
+    with pytest.raises(KeyboardInterrupt):
+        data.cached(Breaks(clips))
+    done, run = data.cached(Counts(clips))
+    assert Counts.asked <= 25  # 50 were written down before the interruption
+    assert run.finished and np.array_equal(done.pictures[0], frames) and np.array_equal(done.pictures[1], 255 - frames)
+    Counts.asked = 0
+    data.cached(Counts(clips))
+    assert Counts.asked == 0
+
+
+def test_latents_are_encoded_once():
+    config = micro.micro()
+    clips, vae = micro.training_set(config), build(config.autoencoder)
+    path = runs.folder() / "latents.npy"
+    latents = np.array(clips.encode(vae, path).latents)
+    with torch.no_grad():
+        expected = vae.encode(data.to_signed(torch.from_numpy(clips.pictures[0][2].copy())))
+    assert np.abs(latents[2] - expected.numpy()).max() < 2e-3 and latents.dtype == np.float16
+    stamp = path.stat().st_mtime_ns
+    clips.encode(vae, path)
+    assert path.stat().st_mtime_ns == stamp
+
+
+def test_studio_and_manifest_read_alike(tmp_path):
+    """Training does not care where clips come from."""
+    from rainlab.clips import write_studio
+
+    config = micro.micro(data__width=32)  # h264 wants even sizes, the studio any
+    cfg = config.data
+    manifest = write_studio(tmp_path, "train", cfg.clips, cfg.frames, cfg.size, cfg.fps)
+    sources = [data.clips_of(c, "train") for c in (cfg, micro.micro(data__width=32, data__source=str(manifest)).data)]
+    batches = []
+    for source in sources:
+        clips = TrainingSet(source)
+        batches.append(clips.batch(0, 0, range(2), 2, 3, False))
+    error = (batches[0].reference.float() - batches[1].reference.float()).square().mean()
+    assert error < 255**2 * 10**-2.8  # 28 dB: what h264 loses
+    assert (batches[0].condition.float() - batches[1].condition.float()).square().mean() < 255**2 * 10**-2.0

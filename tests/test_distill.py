@@ -1,0 +1,75 @@
+"""Consistency distillation: the grid, the loss, the initialisation, what trains."""
+
+from copy import deepcopy
+
+import micro
+import pytest
+import torch
+from goldens import worst
+
+from rainlab import distill, schedule
+from rainlab.data import Draw
+from rainlab.unet import UNet
+
+CONFIG = micro.micro()
+
+
+def test_solver_grid():
+    flat = distill.solver_times(Draw(0, 0, range(300)), 4, CONFIG)
+    assert set(flat.flatten().tolist()) == set(range(10, 1001, 10))
+    stairs = distill.solver_staircase(Draw(0, 0, range(300)), 8, CONFIG)
+    assert set(stairs[:, 0].tolist()) == set(range(10, 251, 10))
+    assert (stairs[:, 2:] - stairs[:, :-2] == 250).all()
+
+
+def test_huber():
+    x = torch.tensor([0.0, 1e-5, 1.0, -3.0])
+    assert worst(distill.huber(x, 0.001), (x**2 + 1e-6).sqrt() - 1e-3) < 1e-9
+    assert distill.huber(x, 0.001)[0] == 0 and abs(distill.huber(x, 0.001)[3] - 3) < 0.002
+
+
+def parts(motion):
+    """Student, teacher and target of random networks."""
+    student = micro.model(CONFIG, motion=motion, guidance=True)
+    teacher = UNet(CONFIG.model.unet(4, motion=motion))
+    teacher.load_state_dict({k: v for k, v in student.denoising_unet.state_dict().items() if "cond_proj" not in k})
+    return student, teacher, deepcopy(student.denoising_unet)
+
+
+@pytest.mark.parametrize(("motion", "times"), [(False, distill.solver_times), (True, distill.solver_staircase)])
+def test_the_loss_is_equation_five(motion, times):
+    """Recomputed by hand from the teacher's guided prediction, one solver step, and the target."""
+    student, teacher, target = parts(motion)
+    frames = 8 if motion else 3
+    batch = micro.training_set(CONFIG).batch(0, 0, range(2), 2, frames, motion)
+    loss = distill.consistency_loss(student, teacher, target, CONFIG, times)(batch, Draw(0, 0, range(2)))
+
+    draw, x = Draw(0, 0, range(2)), batch.latents
+    t = times(draw, frames, CONFIG)
+    noisy = schedule.add_noise(x, draw.normal(*x.shape[1:]), t - 1)
+    strength = 1 + 3 * draw.uniform()
+    omega = schedule.guidance_embedding(strength, 16)
+    bank, context = student.look(distill.to_signed(batch.reference), batch.reference_latents)
+    pose = student.pose_guider(distill.to_unit(batch.condition))
+    with torch.no_grad():
+        v, null = teacher(noisy, t - 1, context, pose, None, bank), teacher(noisy, t - 1, 0 * context, pose)
+        guided = null + strength[:, None, None, None, None] * (v - null)
+        closer = schedule.solver_step(noisy, guided, t - 1, t - 11)
+        v = target(closer, (t - 11).clamp(min=0), context, pose, omega, bank)
+        goal = torch.where((t == 10)[..., None, None, None], closer, schedule.consistency(closer, v, t - 11))
+        v = student.denoising_unet(noisy, t - 1, context, pose, omega, bank)
+        error = schedule.consistency(noisy, v, t - 1) - goal
+    assert loss.item() == pytest.approx(((error**2 + 1e-6).sqrt() - 1e-3).mean().item(), rel=1e-3)
+
+
+def test_gradients_reach_the_student_alone():
+    student, teacher, target = parts(motion=True)
+    student.denoising_unet.requires_grad_(True)
+    batch = micro.training_set(CONFIG).batch(0, 0, range(2), 2, 8, True)
+    loss = distill.consistency_loss(student, teacher, target, CONFIG, distill.solver_staircase)
+    loss(batch, Draw(0, 0, range(2))).backward()
+    frozen = (teacher, target, student.reference_unet, student.pose_guider)
+    assert all(p.grad is None for net in frozen for p in net.parameters())
+    grads = {n for n, p in student.denoising_unet.named_parameters() if p.grad is not None and p.grad.any()}
+    assert "time_embedding.cond_proj.weight" in grads and any(".motion_modules." in n for n in grads)
+    assert "conv_in.weight" in grads

@@ -1,0 +1,129 @@
+"""The chain of runs: ids, inputs, initialisation; every stage trains, saves and loads at micro size."""
+
+import micro
+import pytest
+import torch
+
+from rainlab import checkpoint, runs, stages
+from rainlab.config import override
+from rainlab.model import dead_parameters
+from rainlab.stream import Stream
+
+CONFIG = micro.micro()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """All stages trained for a few steps, each run finished."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("RAINLAB_RUNS", str(tmp_path_factory.mktemp("runs")))
+    folder = runs.folder()
+    for stage in stages.STAGES:
+        run, history = stages.train_stage(CONFIG, stage)
+        stages.record_history(run, history)
+        run.finish()
+    yield folder
+    patch.undo()
+
+
+@pytest.fixture
+def here(trained, monkeypatch):
+    monkeypatch.setenv("RAINLAB_RUNS", str(trained))
+
+
+def test_ids_follow_what_determines_a_result():
+    ids = {stage: stages.run_id(CONFIG, stage) for stage in stages.STAGES}
+    changed = lambda **change: {s for s in stages.STAGES if stages.run_id(micro.micro(**change), s) != ids[s]}  # noqa: E731
+    everything = set(stages.STAGES)
+    assert changed(train_autoencoder__steps=9) == changed(data__clips=9) == everything
+    assert changed(stage1__steps=9) == changed(model__heads=4) == everything - {"autoencoder"}
+    assert changed(stage2__steps=9) == changed(stream__causal=True) == {"stage2", "distill3d"}
+    assert changed(distill2d__steps=9) == {"distill2d", "distill3d"}
+    assert changed(stage1__save_every=7) == changed(stream__guidance=3.0) == changed(data__test_clips=1) == set()
+
+
+def test_every_stage_is_recorded_and_loads(here):
+    for stage in stages.STAGES:
+        run = stages.recorded(CONFIG, stage)
+        assert run.id == stages.run_id(CONFIG, stage)
+        assert [row["step"] for row in run.metrics() if row["metric"] == "loss"] == [1, 2, 3, 4]
+        model = stages.load_model(CONFIG, stage)
+        weights = checkpoint.load_weights(run.id)
+        assert set(model.trainable(stage)) <= set(weights)
+        state = model.state_dict()
+        assert all(torch.equal(state[name], tensor) for name, tensor in weights.items())
+    assert model.autoencoder.std.max() != 1  # the latents' scale came along
+    stream = Stream(model, 8, 4)
+    stream.reference(micro.pictures())
+    assert len(stream.push(list(micro.pictures(8)))) == 2
+
+
+def test_what_a_stage_does_not_train_stays(here):
+    before, after = (dict(stages.load_model(CONFIG, s).named_parameters()) for s in ("stage1", "stage2"))
+    dead = {f"reference_unet.{name}" for name in dead_parameters(micro.model(CONFIG).reference_unet)}
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items() if name not in dead)
+    assert all(".motion_modules." in name for name in after.keys() - before.keys())
+
+
+def test_initialisation_of_three_dimensional_distillation(here):
+    """Student: 2D consistency model and motion modules; target: the original 2D network and motion modules."""
+    model, _, ema = stages.fresh(CONFIG, "distill3d")
+    flat = stages.load_model(CONFIG, "distill2d").denoising_unet.state_dict()
+    video = stages.load_model(CONFIG, "stage2").denoising_unet.state_dict()
+    for name, parameter in model.denoising_unet.named_parameters():
+        expected = video[name] if ".motion_modules." in name else flat[name]
+        assert torch.equal(parameter, expected), name
+        start = ema[f"denoising_unet.{name}"]
+        assert torch.equal(start, video[name] if name in video else torch.zeros_like(start)), name
+    moved = [n for n in video if ".motion_modules." not in n and not torch.equal(video[n], flat[n])]
+    assert moved  # otherwise the two initialisations could not be told apart
+
+
+def test_the_target_of_two_dimensional_distillation_is_the_student(here):
+    model, _, ema = stages.fresh(CONFIG, "distill2d")
+    assert all(torch.equal(p, ema[f"denoising_unet.{n}"]) for n, p in model.denoising_unet.named_parameters())
+    assert model.denoising_unet.time_embedding.cond_proj.weight.abs().max() > 0  # must not start at zero here
+
+
+def test_finished_work_is_not_done_again(here):
+    run, history = stages.train_stage(CONFIG, "stage2", each=lambda state: pytest.fail("trained again"))
+    assert len(history) == 4 and run.finished
+
+
+def test_a_trial_starts_from_another_presets_stages(here):
+    trial = override(CONFIG, {"stage2.steps": 1, "data.clips": 2})
+    with pytest.raises(FileNotFoundError, match="make tables"):
+        stages.train_stage(trial, "stage2")
+    run, history = stages.train_stage(trial, "stage2", inputs_from=CONFIG)
+    assert run.inputs == {"stage1": stages.run_id(CONFIG, "stage1")} and len(history) == 1
+
+
+def test_shipped_weights_are_found(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
+    id = stages.run_id(CONFIG, "stage1")
+    shipped = checkpoint.ship(id)
+    exact = checkpoint.load_weights(id)
+    monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path / "empty"))
+    rounded = checkpoint.load_weights(id)
+    assert shipped.stat().st_size < 1.1 * sum(2 * t.numel() for t in exact.values()) + 100_000
+    assert rounded.keys() == exact.keys()
+    assert all(torch.equal(rounded[n], t.half().float()) for n, t in exact.items())
+
+
+def test_whole_models_in_one_file(here, tmp_path):
+    model, path = stages.load_model(CONFIG, "distill3d"), tmp_path / "model.safetensors"
+    checkpoint.save(model, path)
+    again = checkpoint.load(path)
+    assert again.preset == CONFIG
+    assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="not a complete safetensors file"):
+        checkpoint.load(path)
+    other = checkpoint.SHIPPED / "none"
+    with pytest.raises(FileNotFoundError, match="make tables"):
+        checkpoint.weights_file(other.name)
+
+
+def test_unknown_stages_are_named():
+    with pytest.raises(ValueError, match="got 'stage3'"):
+        stages.run_id(CONFIG, "stage3")

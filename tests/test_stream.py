@@ -1,0 +1,200 @@
+"""The engine: Algorithm 1 for any K, p, N, equal to the published offline loop, however it is fed."""
+
+import gc
+
+import micro
+import numpy as np
+import pytest
+import torch
+from golden.fill_rule import image
+from goldens import denoising_unet, golden, guider, reference_unet, worst
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rainlab.model import RAIN
+from rainlab.stream import Stream, animate
+from rainlab.vae import TAESDV
+
+
+def test_published_offline_loop():
+    """Golden g2: 20 frames in five groups, four steps, soft start and drain."""
+    g, a = golden("g2_pipeline_drain"), golden("a_reference")
+    model = RAIN(reference_unet(), denoising_unet(), guider(), torch.nn.Identity(), TAESDV())
+    drawn = list(g["noise/00"].split(4, dim=1))
+    calls = [g[f"noise/{i:02d}"] for i in range(1, 9)]
+    order = [x for i in range(8) for x in ([drawn[i], calls[i]] if i < 5 else [calls[i]])]
+    stream = Stream(model, guidance=2.5, noise=lambda shape: order.pop(0))
+    stream.set_bank(reference_unet().bank(a["in/ref_latents"], a["in/clip"]), a["in/clip"])
+    pose = guider()(torch.from_numpy(image("in/pose", (20, 128, 192, 3))).permute(0, 3, 1, 2)[None].float() / 255)
+    out = [stream.tick(group) for group in pose.split(4, dim=1)] + [stream.tick(None) for _ in range(3)]
+    assert [x is None for x in out] == [True] * 3 + [False] * 5
+    assert not order
+    assert worst(torch.cat([x for x in out if x is not None], dim=1), g["out/latents"]) < 5e-5
+
+
+def stream(window=8, groups=4, steps=1, seed=0, model=None, **options) -> Stream:
+    s = Stream(model or micro.model(), window, groups, steps, guidance=2.0, seed=seed, **options)
+    s.reference(micro.pictures(*([options["batch"]] if options.get("batch") else []), seed=9))
+    return s
+
+
+@settings(max_examples=12)
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(1, 14), st.data())
+def test_every_condition_gives_one_frame_in_order(groups, group_size, steps, count, data):
+    """Any K, p, N with p | K; singly, in bulk or in any portions: the same frames, as many as conditions."""
+    conditions = list(micro.pictures(count))
+    window = groups * group_size
+    s = stream(window, groups, steps)
+    singly = [s.push(c) for c in conditions]
+    assert all(len(out) in (0, group_size) for out in singly)
+    first_out = next((i + 1 for i, out in enumerate(singly) if out), None)
+    assert first_out == (s.latency_frames if count >= window else None)
+    frames = [f for out in singly for f in out] + s.flush()
+    assert len(frames) == count and frames[0].shape == (32, 24, 3) and frames[0].dtype == np.uint8
+    cut = data.draw(st.integers(0, count))
+    s = stream(window, groups, steps)
+    bulk = s.push(conditions[:cut]) + s.push(conditions[cut:]) + s.flush()
+    assert np.array_equal(bulk, frames)
+
+
+def test_a_push_changes_its_own_frame_most():
+    """The frame that comes out for a condition is driven by that condition, not by a neighbour's."""
+    conditions = np.zeros((12, 32, 24, 3), np.uint8)
+    changed = conditions.copy()
+    changed[5] = 255
+    model, picture = micro.model(), micro.pictures(seed=9)
+    a, b = (animate(model, picture, c, window=4, groups=2, guidance=2.0).astype(int) for c in (conditions, changed))
+    assert np.abs(a - b).mean((1, 2, 3)).argmax() == 5
+
+
+def test_reset_flush_and_seed():
+    conditions = list(micro.pictures(10))
+    s = stream()
+    first = s.push(conditions) + s.flush()
+    assert s.flush() == []
+    again = s.push(conditions[:9])
+    s.reset()
+    assert np.array_equal(s.push(conditions) + s.flush(), first) and len(again) == 2
+    assert not np.array_equal(stream(seed=1).push(conditions), first[:4])
+
+
+def test_padding_of_a_partial_group_is_dropped():
+    conditions = list(micro.pictures(9))  # K/p = 2: the last group is half full
+    s, filled = stream(), stream()
+    frames = s.push(conditions) + s.flush()
+    longer = filled.push([*conditions, conditions[-1]]) + filled.flush()
+    assert len(frames) == 9 and np.array_equal(frames, longer[:9])
+
+
+def test_reference_can_be_replaced_while_streaming():
+    conditions = list(micro.pictures(16))
+    s, steady = stream(), stream()
+    before = s.push(conditions[:8])
+    names, sizes = list(s._bank), [t.shape for t in s._bank.values()]
+    s.reference(micro.pictures(seed=10))
+    assert (list(s._bank), [t.shape for t in s._bank.values()]) == (names, sizes)  # replaced, never grown
+    after, same = s.push(conditions[8:]), steady.push(conditions)
+    assert np.array_equal(before, same[: len(before)]) and not np.array_equal(after, same[len(before) :])
+
+
+def test_streams_side_by_side_keep_to_themselves():
+    """Another stream's character and driver in the batch change nothing (equal noise given)."""
+    draw = torch.Generator()
+    conditions, picture = micro.pictures(2, 8), micro.pictures(2, seed=9)
+
+    def run(rows):
+        draw.manual_seed(0)
+        noise = lambda shape: torch.randn(2, *shape[1:], generator=draw)[rows]  # noqa: E731
+        s = Stream(micro.model(), 8, 4, guidance=2.0, batch=len(rows), noise=noise)
+        s.reference(picture[rows])
+        return np.stack(s.push([conditions[rows, i] for i in range(8)]) + s.flush(), axis=1)
+
+    both, second = run([0, 1]), run([1])
+    assert both.shape == (2, 8, 32, 24, 3)
+    assert np.abs(both[1:].astype(int) - second).max() <= 1
+
+
+def test_causal_mask_and_time_steps_reach_the_network(monkeypatch):
+    model, seen = micro.model(), []
+    unet = model.denoising_unet
+    monkeypatch.setattr(unet, "forward", lambda x, t, *a, temporal_mask=None: seen.append((t, temporal_mask)) or x)
+    s = Stream(model, 16, 4, guidance=2.0, causal=True)
+    s.reference(micro.pictures(seed=9))
+    s.push(list(micro.pictures(20)))
+    s.flush()
+    starts = [sorted(set(t[0].tolist())) for t, _ in seen]
+    full = [249, 499, 749, 999]
+    assert starts == [[999], [749, 999], [499, 749, 999], full, full, full[:3], full[:2], full[:1]]
+    assert all(torch.equal(mask, torch.ones(len(t[0]), len(t[0])).tril().bool()) for t, mask in seen)
+
+
+def test_guidance_acts_and_reaches_every_frame():
+    conditions = list(micro.pictures(8))
+    model = micro.model()
+    a, b = (
+        np.stack((s := Stream(model, 8, 4, guidance=w)).reference(micro.pictures(seed=9)) or s.push(conditions))
+        for w in (1.0, 4.0)
+    )
+    assert not np.array_equal(a, b)
+
+
+def test_memory_stays_constant_over_ten_thousand_pushes():
+    """After 10,000 pushes there are as many objects and tensor elements as after 160."""
+    s = Stream(micro.model(micro.micro(data__height=8, data__width=8)), 32, 2, guidance=2.0)
+    s.reference(micro.pictures(size=(8, 8)))
+    conditions = list(micro.pictures(16, size=(8, 8)))
+
+    def alive():
+        gc.collect()
+        objects = gc.get_objects()
+        return len(objects), sum(x.untyped_storage().nbytes() for x in objects if type(x) is torch.Tensor)
+
+    for _ in range(10):
+        s.push(conditions)
+    before = alive()
+    for _ in range(615):
+        s.push(conditions)
+    after = alive()
+    assert after[1] == before[1] and abs(after[0] - before[0]) < 50
+    assert all(t.untyped_storage().nbytes() == t.numel() * 4 for t in (s._latents, s._pose))  # no view on old frames
+
+
+GOOD = micro.pictures(seed=9)
+
+
+@pytest.mark.parametrize(
+    ("picture", "error", "message"),
+    [
+        ([1, 2], TypeError, "condition: got int"),
+        (GOOD.astype(np.float32), TypeError, "got dtype torch.float32, expected uint8"),
+        (GOOD.transpose(2, 0, 1), ValueError, "channels last"),
+        (GOOD[..., :2], ValueError, r"got shape \(32, 24, 2\)"),
+        (GOOD[None], ValueError, r"got shape \(1, 32, 24, 3\), expected uint8 RGB \(h, w, 3\)"),
+        (GOOD[:, :20], ValueError, r"got size \(32, 20\), expected \(32, 24\)"),
+    ],
+)
+def test_wrong_conditions_are_named_and_leave_the_stream_as_it_was(picture, error, message):
+    s = stream()
+    with pytest.raises(error, match=message):
+        s.push([GOOD, picture] if not isinstance(picture, list) else picture)
+    assert s.push([GOOD] * 7) == [] and len(s.push(GOOD)) == 2
+
+
+def test_wrong_use_is_named():
+    model = micro.model()
+    with pytest.raises(RuntimeError, match="no reference"):
+        Stream(model).push(GOOD)
+    with pytest.raises(ValueError, match="K=10, groups p=4"):
+        Stream(model, window=10)
+    with pytest.raises(ValueError, match="motion_length=32"):
+        Stream(model, window=64)
+    with pytest.raises(ValueError, match="needs a number"):
+        Stream(model, guidance=None)
+    with pytest.raises(ValueError, match="no ω embedding"):
+        Stream(micro.model(guidance=False), guidance=2.0)
+    with pytest.raises(ValueError, match="multiples of 4"):
+        Stream(model).reference(micro.pictures(size=(30, 24)))
+    with pytest.raises(ValueError, match=r"reference: got size \(16, 24\), expected \(32, 24\)"):
+        s = stream()
+        s.push(GOOD)
+        s.reference(micro.pictures(size=(16, 24)))

@@ -1,0 +1,65 @@
+"""The streaming decoder is the published one; all autoencoders keep one interface."""
+
+import pytest
+import torch
+from goldens import filled, golden, keys, worst
+
+from rainlab.config import AutoencoderConfig
+from rainlab.vae import KL, TAESD, TAESDV, SmallVAE, build
+
+
+def test_published_streaming_decoder():
+    f, vae = golden("f_taesdv"), filled(TAESDV(), "taesdv")
+    assert {k: list(v.shape) for k, v in vae.state_dict().items()} == keys("rain_keys")["taesdv"]["keys"]
+    first, memory = vae.decode_next(f["in/latents"][:, :4])
+    assert worst(first / 2 + 0.5, f["out/slice1"]) < 2e-6
+    assert len(memory) == 10 and worst(memory[9], f["out/mem_after1/9"]) < 2e-6
+    second, memory = vae.decode_next(f["in/latents"][:, 4:], memory)
+    assert worst(second / 2 + 0.5, f["out/slice2"]) < 2e-6
+    assert worst(memory[0], f["out/mem_after2/0"]) < 2e-6
+    assert worst(vae.decode_next(f["in/latents"])[0], torch.cat([first, second], 1)) < 4e-6
+    assert worst(vae.decode(f["in/latents"][0])[:1], first[0, :1]) < 4e-6  # a single picture is a stream's first
+
+
+@pytest.mark.parametrize(("factor", "channels"), [(4, 4), (8, 8)])
+def test_small_autoencoder(factor, channels):
+    vae = SmallVAE(AutoencoderConfig(factor=factor, latent_channels=channels, width=8))
+    x = torch.rand(2, 3, 3, 64, 48) * 2 - 1
+    latents = vae.encode(x)
+    assert latents.shape == (2, 3, channels, 64 // factor, 48 // factor) and vae.decode(latents).shape == x.shape
+    before = vae.decode(latents)
+    vae.normalise(x.flatten(0, 1))
+    z = vae.encode(x)
+    assert z.mean((0, 1, 3, 4)).abs().max() < 1e-4 and (z.std((0, 1, 3, 4)) - 1).abs().max() < 0.02
+    assert worst(vae.decode(z), before) < 1e-5  # normalising the latents does not change the pictures
+
+
+def test_published_autoencoders_through_diffusers():
+    from diffusers import AutoencoderKL, AutoencoderTiny
+
+    kl = AutoencoderKL(block_out_channels=(8, 8, 8, 8), down_block_types=["DownEncoderBlock2D"] * 4,
+                       up_block_types=["UpDecoderBlock2D"] * 4, norm_num_groups=4)  # fmt: skip
+    tiny = AutoencoderTiny(encoder_block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4)
+    for vae in (KL(kl).eval(), TAESD(tiny).eval()):
+        x = torch.rand(1, 2, 3, 32, 24) * 2 - 1
+        with torch.no_grad():
+            assert vae.encode(x).shape == (1, 2, 4, 4, 3)
+            frames, memory = vae.decode_next(vae.encode(x))
+        assert frames.shape == x.shape and memory is None
+    with torch.no_grad():
+        mean = kl.encode(x[0]).latent_dist.mean
+        assert worst(KL(kl).eval().encode(x[0]), mean * 0.18215) < 1e-6
+
+
+def test_errors_name_got_and_expected():
+    vae = TAESDV()
+    with pytest.raises(ValueError, match=r"got shape \(1, 3, 30, 32\).*multiples of 8"):
+        vae.encode(torch.zeros(1, 3, 30, 32))
+    with pytest.raises(ValueError, match=r"expected \(…, 4, h, w\)"):
+        vae.decode(torch.zeros(1, 8, 4, 4))
+    with pytest.raises(FileNotFoundError, match="'nowhere' is not there"):
+        build(AutoencoderConfig(kind="kl", path="nowhere"))
+    with pytest.raises(ValueError, match="got 'vq'"):
+        build(AutoencoderConfig(kind="vq"))
+    with pytest.raises(ValueError, match="power of two"):
+        SmallVAE(AutoencoderConfig(factor=6))
