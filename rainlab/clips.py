@@ -160,7 +160,7 @@ class StudioClips(Sequence[Clip]):
 
     def fingerprint(self) -> dict:
         """All that determines the clips, for the hash of a run."""
-        return {"source": "studio"} | vars(self) | {"size": list(self.size)}
+        return {"source": "studio", "version": body.VERSION} | vars(self) | {"size": list(self.size)}
 
 
 class ManifestClips(Sequence[Clip]):

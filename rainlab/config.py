@@ -165,7 +165,7 @@ class Preset:
 
 
 _TINY_MODEL = ModelConfig(
-    channels=(64, 96),
+    channels=(32, 64),
     cross_attention_dim=64,
     norm_groups=8,
     heads=2,
@@ -200,12 +200,13 @@ PAPER_TASKS: dict[str, dict[str, Any]] = {
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         name="tiny",
+        autoencoder=AutoencoderConfig(width=32),
         model=_TINY_MODEL,
-        train_autoencoder=StageConfig(steps=600, batch=24, learning_rate=2e-3, warmup=30, decay=0.5, ema=0.99),
-        stage1=StageConfig(steps=900, batch=8, targets=4, learning_rate=1e-3, warmup=50, decay=0.5, ema=0.99),
-        stage2=StageConfig(steps=250, batch=2, learning_rate=1e-3, warmup=20, decay=0.5, ema=0.98),
-        distill2d=StageConfig(steps=150, batch=6, targets=4, learning_rate=3e-4, warmup=10, decay=0.5, ema=0.95),
-        distill3d=StageConfig(steps=150, batch=2, learning_rate=3e-4, warmup=10, decay=0.5, ema=0.95),
+        train_autoencoder=StageConfig(steps=700, batch=16, learning_rate=2e-3, warmup=30, decay=0.5, ema=0.99),
+        stage1=StageConfig(steps=800, batch=8, targets=4, learning_rate=1e-3, warmup=50, decay=0.5, ema=0.99),
+        stage2=StageConfig(steps=200, batch=2, learning_rate=1e-3, warmup=20, decay=0.5, ema=0.98),
+        distill2d=StageConfig(steps=100, batch=6, targets=4, learning_rate=3e-4, warmup=10, decay=0.5, ema=0.95),
+        distill3d=StageConfig(steps=100, batch=2, learning_rate=3e-4, warmup=10, decay=0.5, ema=0.95),
     ),
     "small": Preset(
         name="small",

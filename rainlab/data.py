@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,7 @@ class Draw:
         return torch.stack([torch.randint(low, high, shape, generator=g) for g in self.generators])
 
 
+@lru_cache(maxsize=8)  # a manifest's files are scanned once
 def clips_of(cfg: DataConfig, split: str) -> Sequence[Clip]:
     """The clips a configuration names: the studio's, or those of a manifest."""
     count, frames = (cfg.clips, cfg.frames) if split == "train" else (cfg.test_clips, cfg.test_frames)
@@ -148,10 +150,11 @@ def cached(clips: Sequence[Clip]) -> tuple[TrainingSet, runs.Run]:
     """
     run = runs.open_run("data", clips.fingerprint(), VERSION)
     files = [run.path / "frames.npy", run.path / "condition.npy"]
-    if not run.finished:
-        _fill(clips, run.path, files)
-        run.record("clips", len(clips))
-        run.finish()
+    with run.lock():
+        if not run.finished:
+            _fill(clips, run.path, files)
+            run.record("clips", len(clips))
+            run.finish()
     return TrainingSet(clips, tuple(np.load(file, mmap_mode="r") for file in files)), run
 
 

@@ -110,15 +110,10 @@ def _check(method: str) -> None:
 def describe(preset: Preset, method: str) -> tuple[dict, dict[str, str]]:
     """(config, inputs) that determine a method's numbers."""
     _check(method)
-    config = {"preset": preset.name, "method": method, "data": _test_data(preset)}
+    config = {"preset": preset.name, "method": method, "data": data.clips_of(preset.data, "test").fingerprint()}
     if method in WITHOUT_MODEL:
         return config, {} if method == "copy" else {"autoencoder": stages.run_id(preset, "autoencoder")}
     return config | {"stream": asdict(preset.stream)}, {"model": stages.run_id(preset, _stage(method))}
-
-
-def _test_data(preset: Preset) -> dict:
-    keys = ("source", "height", "width", "fps", "test_clips", "test_frames")
-    return {key: getattr(preset.data, key) for key in keys}
 
 
 def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
@@ -135,8 +130,11 @@ def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
     if not record:
         return runs.load(runs.run_id("evaluate", config, VERSION, inputs))
     run = runs.open_run("evaluate", config, VERSION, inputs)
-    if run.finished:
-        return run
+    with run.lock():
+        return run if run.finished else _measure(run, preset, method)
+
+
+def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
     held = held_out(preset)
     model = None if method == "copy" else load(preset, method)
     frames = generate(preset, method, held, model)

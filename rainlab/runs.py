@@ -134,6 +134,12 @@ class Run:
         """Whether all its files are written: provenance is the last."""
         return (self.path / FILES[-1]).is_file()
 
+    def lock(self) -> Any:
+        """Context manager: one process at a time works on this run; the lock ends with its process."""
+        from filelock import FileLock
+
+        return FileLock(self.path / ".lock")
+
     def record(
         self,
         metric: str,

@@ -44,8 +44,7 @@ def describe(preset: Preset, stage: str, inputs_from: Preset | None = None) -> t
     loop = asdict(stage_config(preset, stage))
     loop.pop("save_every")  # how often it is saved does not change the result
     config = {"preset": preset.name, "train": loop, "autoencoder": asdict(preset.autoencoder)}
-    source = asdict(preset.data)
-    config["data"] = {k: source[k] for k in source if not k.startswith("test_")}
+    config["data"] = data.clips_of(preset.data, "train").fingerprint()
     if stage != "autoencoder":
         config |= {"model": asdict(preset.model), "loss": asdict(preset.loss)}
     if stage in WINDOWED:

@@ -12,6 +12,7 @@ from rainlab.studio.paint import picture
 from rainlab.studio.people import people
 from rainlab.studio.raster import NOTHING, cover, flow, shapes, winner
 
+VERSION = 1  # raised when the same seeds give other bytes
 SPLITS = ("train", "val", "test")
 CHUNK = 64 * 64 * 48  # pixels in work at a time: more is slower (caches) and takes more memory
 REACH = 0.75  # half the width that a picture needs, and the farthest a body reaches before and behind its axis
