@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 from rainlab import data, metrics, runs, schedule, stages, train
 from rainlab.config import Preset, StreamConfig, override
 from rainlab.model import RAIN, guided_v, to_signed, to_uint8, to_unit
-from rainlab.stream import animate
+from rainlab.stream import Stream, animate
 from rainlab.unet import TemporalAttention, UNet
 
 VERSION = 1  # raised when a method's numbers would come out differently
@@ -187,6 +187,30 @@ def sample(
     shape = (b, f, model.autoencoder.latent_channels, h, w)
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     return to_uint8(model.autoencoder.decode(schedule.ddim(predict, noise, steps))).numpy()
+
+
+@torch.no_grad()
+def window_film(stream: Stream, conditions: np.ndarray) -> np.ndarray:
+    """What each tick leaves behind: the first frame of every group, decoded as noisy as it is.
+
+    Args:
+        stream: a fresh stream with a reference, one stream wide. conditions: uint8 ``(f, h, w, 3)``, f a multiple of
+            ``stream.group_size``.
+
+    Returns:
+        uint8 ``(ticks, p, h, w, 3)``; column 0 is what came out, column g what stands at time g·T/p, white if nothing.
+    """
+    size, groups = stream.group_size, stream.groups
+    film = np.full((len(conditions) // size, groups, *conditions.shape[1:]), 255, np.uint8)
+    for tick, start in enumerate(range(0, len(film) * size, size)):
+        for frame in stream.push(list(conditions[start : start + size]))[:1]:
+            film[tick, 0] = frame
+        latents, times = stream.contents
+        for slot in range(0, len(times), size):
+            level = int(times[slot]) * groups // schedule.TRAIN_TIMESTEPS
+            picture = stream.model.autoencoder.decode(latents[:, slot : slot + 1])
+            film[tick, level] = to_uint8(picture)[0, 0].numpy()
+    return film
 
 
 @torch.no_grad()

@@ -80,6 +80,16 @@ class Stream:
         """How many conditions must have been pushed before the first frame comes out: K."""
         return self.window
 
+    @property
+    def contents(self) -> tuple[Tensor, Tensor]:
+        """What stands in the window now, to look at: latents ``(b, f, c, h, w)`` and their times ``(f,)`` in 1 … T.
+
+        Cleanest group first; f = 0 before the first tick.
+        """
+        if self._latents is None:
+            return torch.zeros(0), torch.zeros(0, dtype=torch.long)
+        return self._latents, self._times[0, self._levels].repeat_interleave(self.group_size)
+
     def reset(self) -> None:
         """Forget the window (and waiting conditions), restart the noise; the reference stays."""
         self._generator = torch.Generator().manual_seed(self.seed)

@@ -204,6 +204,8 @@ def fit(
             tensors = state.ema | (extra() if extra else {})
             save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary)
         path.unlink(missing_ok=True)
+    if dist.is_initialized():
+        dist.barrier()  # no process goes on before the weights are written
     return state.history
 
 

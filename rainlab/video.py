@@ -183,6 +183,20 @@ def read_video(
     return np.stack(list(iter_video(path, start, stop, size, fit))), probe(path)["fps"]
 
 
+def read_picture(path: str | Path, size: tuple[int, int] | None = None, fit: str = "error") -> np.ndarray:
+    """A picture file as uint8 (h, w, 3) RGB, transparent parts white; `size`, `fit` and errors as in `iter_video`."""
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            whole = Image.new("RGBA", file.size, "white")
+            whole.alpha_composite(file.convert("RGBA"))
+    except (OSError, UnidentifiedImageError) as error:
+        raise VideoError(str(path), str(error), "a picture file", "correct the path, or give another file") from error
+    picture = np.asarray(whole.convert("RGB"))
+    return picture if size is None else _resize(picture[crop_to(picture.shape[:2], size, fit, path)], size)
+
+
 def write_video(path: str | Path, frames: np.ndarray, fps: float = 12.0, lossless: bool = False, crf: int = 18) -> None:
     """Write frames uint8 (f, h, w, 3) RGB as h264 in mp4, atomically; the same frames give the same bytes.
 

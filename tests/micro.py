@@ -4,8 +4,10 @@ import numpy as np
 import torch
 
 from rainlab.config import Preset, preset
-from rainlab.data import TrainingSet
+from rainlab.data import Batch, TrainingSet
 from rainlab.model import RAIN
+
+__all__ = ["RAIN", "Batch", "TrainingSet", "micro", "model", "pictures", "training_set"]
 
 NUMBERS = {
     "data.clips": 4,

@@ -86,6 +86,33 @@ def test_padding_of_a_partial_group_is_dropped():
     assert len(frames) == 9 and np.array_equal(frames, longer[:9])
 
 
+def test_a_decoder_with_memory_keeps_it_over_pushes_and_forgets_it_on_reset():
+    config = micro.micro(model__guider_widths=(8, 8, 8, 8))
+    model = micro.model(config)
+    model.autoencoder = TAESDV(8)
+    conditions = list(micro.pictures(12))
+    s = stream(model=model)
+    bulk = s.push(conditions) + s.flush()
+    singly = [f for c in conditions for f in s.push(c)] + s.flush()
+    assert np.array_equal(bulk, singly)
+    forgetful = stream(model=model)
+    out = []
+    for condition in conditions:
+        forgetful._memory = None
+        out += forgetful.push(condition)
+    assert np.array_equal(out[:2], bulk[:2]) and not np.array_equal(out, bulk[: len(out)])
+
+
+def test_contents_show_the_stairs():
+    s = stream()
+    assert len(s.contents[1]) == 0
+    for pushed, times in ((2, [750] * 2), (4, [500] * 2 + [750] * 2), (8, [250] * 2 + [500] * 2 + [750] * 2)):
+        s.reset()
+        s.push(list(micro.pictures(pushed)))
+        latents, at = s.contents
+        assert at.tolist() == times and latents.shape[1] == len(times)
+
+
 def test_reference_can_be_replaced_while_streaming():
     conditions = list(micro.pictures(16))
     s, steady = stream(), stream()

@@ -220,3 +220,32 @@ def test_validation_sees_every_clip_and_the_same_draws():
     per_sample = train.sample_losses(model, CONFIG, train.uniform_times, dropout=0.0)
     one, two = (train.validate(per_sample, data, 3, False, repeats=2) for _ in range(2))
     assert torch.equal(one, two) and one.shape == (4,) and (one > 0).all() and len(set(one.tolist())) == 4
+
+
+@pytest.mark.parametrize("stage", ["stage1", "stage2"])
+def test_one_step_in_the_papers_geometry(stage):
+    """Four levels, 8 heads, f = 8, 16 frames, checkpointing, as preset paper has them; narrower."""
+    from rainlab.config import preset
+    from rainlab.guider import PoseGuider
+    from rainlab.model import RAIN, SmallContext
+    from rainlab.unet import UNet
+    from rainlab.vae import TAESDV
+
+    paper = preset("paper", {"model.channels": (32, 32, 64, 64), "model.cross_attention_dim": 16})
+    cfg, motion, frames = paper.model, stage == "stage2", 16 if stage == "stage2" else 1
+    networks = UNet(cfg.unet(4, out=False)), UNet(cfg.unet(4, motion=motion)), PoseGuider(32), SmallContext(16)
+    model = RAIN(*networks, TAESDV(8))
+    model.denoising_unet.checkpointing = getattr(paper, stage).checkpointing
+    batch = micro.Batch(
+        torch.from_numpy(micro.pictures(1, size=(64, 64))),
+        torch.randn(1, 4, 8, 8),
+        torch.randn(1, frames, 4, 8, 8),
+        torch.from_numpy(micro.pictures(1, frames, size=(64, 64))),
+    )
+    names = model.trainable(stage)
+    state = train.start(model, names, getattr(paper, stage))
+    times = train.staircase_times if motion else train.uniform_times
+    train.denoising_loss(model, paper, times)(batch, Draw(0, 0, [0])).backward()
+    with_gradient = {name for name, parameter in state.parameters.items() if parameter.grad is not None}
+    assert model.denoising_unet.checkpointing and with_gradient
+    assert all((".motion_modules." in name) == motion for name in with_gradient)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainlab.video import VideoError, iter_video, probe, read_video, write_video
+from rainlab.video import VideoError, iter_video, probe, read_picture, read_video, write_video
 
 
 def noise(*shape, seed=0):
@@ -235,3 +235,22 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(av.FFmpegError):
         write_video(path, np.zeros((1, 2, 20000, 3), np.uint8))  # wider than x264 can
     assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
+
+
+def test_pictures(tmp_path):
+    from PIL import Image
+
+    picture = np.random.default_rng(0).integers(0, 256, (40, 30, 4), dtype=np.uint8)
+    picture[:5, :, 3] = 0
+    picture[5:, :, 3] = 255
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    whole = read_picture(tmp_path / "a.png")
+    assert (whole[:5] == 255).all() and (whole[5:] == picture[5:, :, :3]).all()  # transparent is white
+    assert read_picture(tmp_path / "a.png", (20, 15)).shape == (20, 15, 3)
+    assert read_picture(tmp_path / "a.png", (30, 30), fit="crop").shape == (30, 30, 3)
+    with pytest.raises(VideoError, match="40×30 pixels"):
+        read_picture(tmp_path / "a.png", (30, 30))
+    (tmp_path / "b.png").write_text("not a picture")
+    for name in ("b.png", "missing.png"):
+        with pytest.raises(VideoError, match="a picture file"):
+            read_picture(tmp_path / name)
