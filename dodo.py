@@ -131,7 +131,7 @@ def refresh(source: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         execute(source, source, Job(source.stem), RAINLAB_RUNS=f"{folder}/runs", RAINLAB_FIGURES=f"{folder}/figures")
     keep = "--keep-output --keep-count --drop-output-type stream:stderr".split()
-    subprocess.run([sys.executable, "-m", "nbstripout", *keep, str(source)], check=True)
+    subprocess.run([sys.executable, "-m", "nbstripout", str(source), *keep], check=True)
     notebook = json.loads(source.read_text("utf-8"))
     for metadata in (notebook["metadata"], *(cell["metadata"] for cell in notebook["cells"])):
         for key in ("papermill", "execution"):

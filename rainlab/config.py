@@ -50,10 +50,12 @@ class DataConfig:
     height: int = 64
     width: int = 48
     fps: float = 12.0
-    clips: int = 1000  # training clips, one identity each in the studio
-    frames: int = 24  # frames per training clip
+    clips: int = 900  # training clips, one identity each in the studio
+    frames: int = 32  # frames per training clip
+    margin: int = 8  # stage 1: least distance of a target from its reference (Moore-AnimateAnyone's sample_margin)
     test_clips: int = 32  # held-out clips, their identities never seen in training
-    test_frames: int = 24
+    test_frames: int = 24  # driven frames per held-out clip
+    test_gap: int = 24  # frames between the reference and the first driven one: in a stream the reference is old
 
     @property
     def size(self) -> tuple[int, int]:
@@ -179,7 +181,7 @@ _SMALL_MODEL = replace(_TINY_MODEL, channels=(96, 160), cross_attention_dim=128)
 _PAPER = Preset(
     name="paper",
     data=DataConfig(source="data/ubc_fashion/manifest.jsonl", height=768, width=512, fps=30.0, clips=500, frames=16,
-                    test_clips=100, test_frames=300),
+                    margin=0, test_clips=100, test_frames=300, test_gap=0),
     autoencoder=AutoencoderConfig(kind="kl", factor=8, latent_channels=4, path="weights/sd-vae-ft-mse"),
     model=ModelConfig(context_path="weights/sd-image-variations-diffusers/image_encoder"),
     loss=LossConfig(embedding_scale=0.0),  # LCM starts the ω projection at zero

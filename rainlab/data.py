@@ -66,7 +66,8 @@ class Draw:
 @lru_cache(maxsize=8)  # a manifest's files are scanned once
 def clips_of(cfg: DataConfig, split: str) -> Sequence[Clip]:
     """The clips a configuration names: the studio's, or those of a manifest."""
-    count, frames = (cfg.clips, cfg.frames) if split == "train" else (cfg.test_clips, cfg.test_frames)
+    held_out = (cfg.test_clips, cfg.test_gap + cfg.test_frames)
+    count, frames = (cfg.clips, cfg.frames) if split == "train" else held_out
     if cfg.source == "studio":
         return StudioClips(split, count, frames, cfg.size, cfg.fps)
     return ManifestClips(cfg.source, split, cfg.size, frames)
@@ -79,10 +80,13 @@ class TrainingSet:
         clips: the source.
         pictures: frames and conditions, uint8 ``(n, f, h, w, 3)`` each, if they are kept as arrays (:func:`cached`);
             otherwise clips are read when asked for.
+        margin: least distance, in frames, of a scattered target from its reference.
     """
 
-    def __init__(self, clips: Sequence[Clip], pictures: tuple[np.ndarray, np.ndarray] | None = None):
-        self.clips, self.pictures, self.latents = clips, pictures, None
+    def __init__(
+        self, clips: Sequence[Clip], pictures: tuple[np.ndarray, np.ndarray] | None = None, margin: int = 1
+    ):
+        self.clips, self.pictures, self.latents, self.margin = clips, pictures, None, max(1, margin)
         self.count = len(clips)
         first = pictures[0][0] if pictures else clips[0].frames
         self.frames = len(first)
@@ -122,28 +126,29 @@ class TrainingSet:
     def batch(self, seed: int, step: int, samples: Sequence[int], size: int, frames: int, window: bool) -> Batch:
         """Samples of a step: a reference frame and ``frames`` others of the same clip.
 
-        ``window=True`` takes neighbouring frames (stage 2), else scattered ones that exclude the reference (stage 1).
+        ``window=True`` takes neighbouring frames (stage 2), else scattered ones, all at least ``margin`` away from the
+        reference (stage 1).
         ``size`` is the whole batch, ``samples`` the part of it that is wanted.
         """
-        need = frames if window else frames + 1
+        need = frames if window else frames + 2 * self.margin - 1  # wherever the reference stands
         if need > self.frames:
             raise ValueError(f"clips of {self.frames} frames: got {need} asked for; use longer clips (data.frames)")
         parts = []
         for sample in samples:
             clip = self.clip_at(seed, step, sample, size)
             rng = np.random.default_rng([seed, 2, step, sample])
-            order = rng.permutation(self.frames)
-            first = int(rng.integers(self.frames - frames + 1))
-            chosen = np.arange(first, first + frames) if window else np.sort(order[1:need])
+            reference, first = int(rng.integers(self.frames)), int(rng.integers(self.frames - frames + 1))
+            far = np.flatnonzero(abs(np.arange(self.frames) - reference) >= self.margin)
+            chosen = np.arange(first, first + frames) if window else np.sort(rng.permutation(far)[:frames])
             pictures, conditions = self.take(clip)
             latents = self.latents[clip] if self.latents is not None else np.zeros((self.frames, 0, 0, 0), np.float16)
-            parts.append((pictures[order[0]], latents[order[0]], latents[chosen], conditions[chosen]))
+            parts.append((pictures[reference], latents[reference], latents[chosen], conditions[chosen]))
         picture, reference, latents, condition = (np.stack(column) for column in zip(*parts, strict=True))
         half = lambda x: torch.from_numpy(x).float()  # noqa: E731
         return Batch(torch.from_numpy(picture), half(reference), half(latents), torch.from_numpy(condition))
 
 
-def cached(clips: Sequence[Clip]) -> tuple[TrainingSet, runs.Run]:
+def cached(clips: Sequence[Clip], margin: int = 1) -> tuple[TrainingSet, runs.Run]:
     """Render or decode every clip once into memory-mapped arrays, in a run of its own that later calls reuse.
 
     An interrupted call continues where its last note says the arrays are filled to.
@@ -155,7 +160,7 @@ def cached(clips: Sequence[Clip]) -> tuple[TrainingSet, runs.Run]:
             _fill(clips, run.path, files)
             run.record("clips", len(clips))
             run.finish()
-    return TrainingSet(clips, tuple(np.load(file, mmap_mode="r") for file in files)), run
+    return TrainingSet(clips, tuple(np.load(file, mmap_mode="r") for file in files), margin), run
 
 
 def _fill(clips: Sequence[Clip], folder: Path, files: list[Path]) -> None:

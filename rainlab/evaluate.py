@@ -1,7 +1,8 @@
 """Held-out evaluation: every method sees the same clips, references and drivers, and is measured the same way.
 
 A method's numbers are a run of their own, so that all tables read the same ones. Characters and motions of the test
-split were never seen in training; the reference is a clip's first frame, the driver its condition pictures.
+split were never seen in training. The reference is a clip's first frame, the driver the condition pictures from
+``test_gap`` frames later on: in a stream the reference is old, and close to it copying it would be hard to beat.
 """
 
 from __future__ import annotations
@@ -41,24 +42,22 @@ SIDE_BY_SIDE = 8  # streams in one batch
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Test clips as arrays: frames and condition uint8 ``(b, f, h, w, 3)``, mask bool ``(b, f, h, w)`` or None."""
+    """Test clips as arrays: reference uint8 ``(b, h, w, 3)``, the driven frames and their condition uint8
+    ``(b, f, h, w, 3)``, mask bool ``(b, f, h, w)`` or None."""
 
+    reference: np.ndarray
     frames: np.ndarray
     condition: np.ndarray
     mask: np.ndarray | None
 
-    @property
-    def reference(self) -> np.ndarray:
-        """The first frame of every clip, ``(b, h, w, 3)``."""
-        return self.frames[:, 0]
-
 
 def held_out(preset: Preset, clips: int | None = None) -> HeldOut:
     """The test clips of a preset, or the first ``clips`` of them."""
-    source = data.clips_of(preset.data, "test")
+    source, gap = data.clips_of(preset.data, "test"), preset.data.test_gap
     chosen = [source[i] for i in range(len(source) if clips is None else min(clips, len(source)))]
-    mask = None if chosen[0].mask is None else np.stack([clip.mask for clip in chosen])
-    return HeldOut(np.stack([c.frames for c in chosen]), np.stack([c.condition for c in chosen]), mask)
+    mask = None if chosen[0].mask is None else np.stack([clip.mask[gap:] for clip in chosen])
+    frames, condition = (np.stack([getattr(clip, x)[gap:] for clip in chosen]) for x in ("frames", "condition"))
+    return HeldOut(np.stack([clip.frames[0] for clip in chosen]), frames, condition, mask)
 
 
 def stream_options(stream: StreamConfig, guided: bool = True) -> dict:
@@ -74,7 +73,7 @@ def generate(preset: Preset, method: str, held: HeldOut, model: RAIN | None = No
     """
     _check(method)
     if method == "copy":
-        return np.repeat(held.frames[:, :1], held.frames.shape[1], axis=1)
+        return np.repeat(held.reference[:, None], held.frames.shape[1], axis=1)
     model = model or load(preset, method)
     if method == "autoencoder":
         with torch.no_grad():
@@ -110,7 +109,8 @@ def _check(method: str) -> None:
 def describe(preset: Preset, method: str) -> tuple[dict, dict[str, str]]:
     """(config, inputs) that determine a method's numbers."""
     _check(method)
-    config = {"preset": preset.name, "method": method, "data": data.clips_of(preset.data, "test").fingerprint()}
+    clips = data.clips_of(preset.data, "test").fingerprint() | {"gap": preset.data.test_gap}
+    config = {"preset": preset.name, "method": method, "data": clips}
     if method in WITHOUT_MODEL:
         return config, {} if method == "copy" else {"autoencoder": stages.run_id(preset, "autoencoder")}
     return config | {"stream": asdict(preset.stream)}, {"model": stages.run_id(preset, _stage(method))}

@@ -44,7 +44,7 @@ def describe(preset: Preset, stage: str, inputs_from: Preset | None = None) -> t
     loop = asdict(stage_config(preset, stage))
     loop.pop("save_every")  # how often it is saved does not change the result
     config = {"preset": preset.name, "train": loop, "autoencoder": asdict(preset.autoencoder)}
-    config["data"] = data.clips_of(preset.data, "train").fingerprint()
+    config |= {"data": data.clips_of(preset.data, "train").fingerprint(), "margin": preset.data.margin}
     if stage != "autoencoder":
         config |= {"model": asdict(preset.model), "loss": asdict(preset.loss)}
     if stage in WINDOWED:
@@ -131,7 +131,7 @@ def training_set(
     preset: Preset, stage: str, device: str | torch.device = "cpu", inputs_from: Preset | None = None
 ) -> data.TrainingSet:
     """The training clips as a stage needs them: with latents for all but the autoencoder."""
-    clips, run = data.cached(data.clips_of(preset.data, "train"))
+    clips, run = data.cached(data.clips_of(preset.data, "train"), preset.data.margin)
     if stage == "autoencoder":
         return clips
     source = inputs_from or preset

@@ -15,7 +15,9 @@ NUMBERS = {
     "data.height": 32,
     "data.width": 24,
     "data.test_clips": 2,
+    "data.margin": 2,
     "data.test_frames": 10,
+    "data.test_gap": 2,
     "autoencoder.width": 8,
     "model.channels": (32, 32),
     "model.cross_attention_dim": 16,
@@ -51,7 +53,7 @@ def training_set(config: Preset, seed=0) -> TrainingSet:
     """Noise pictures and latents: the loop does not care what it trains on."""
     cfg = config.data
     frames, condition = (pictures(cfg.clips, cfg.frames, seed=s, size=cfg.size) for s in (seed, seed + 1))
-    clips = TrainingSet([None] * cfg.clips, (frames, condition))
+    clips = TrainingSet([None] * cfg.clips, (frames, condition), cfg.margin)
     shape = (cfg.clips, cfg.frames, config.autoencoder.latent_channels, cfg.height // 4, cfg.width // 4)
     clips.latents = np.random.default_rng(seed + 2).standard_normal(shape).astype(np.float16)
     return clips

@@ -134,7 +134,8 @@ def imports(tree, inside_functions=True):
 def foreign(tree, inside_functions=True):
     """Top-level names of the imported modules that are neither Python's nor this project's."""
     tops = {name.split(".")[0] for name in imports(tree, inside_functions)}
-    return tops - set(sys.stdlib_module_names) - {"rainlab", "data_prep", "dodo"}
+    ours = {"rainlab", "data_prep", "dodo", "golden"} | {file.stem for file in (ROOT / "tests").glob("*.py")}
+    return tops - set(sys.stdlib_module_names) - ours
 
 
 def cell_trees(path):
