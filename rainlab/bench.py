@@ -15,23 +15,31 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
 
-from rainlab import __version__, pose, runs
+from rainlab import __version__, evaluate, pose, runs
+from rainlab.clips import Clip, StudioClips
+from rainlab.config import Preset
+from rainlab.config import preset as make_preset
+from rainlab.model import RAIN, to_signed, to_unit
+from rainlab.stream import Stream
 from rainlab.studio import body
 
 Contenders = dict[str, Callable[[], float]]
+VERSION = 1  # raised when `engine` or `turn` measure something else
+PROTOCOL = "interleaved rounds: median, quartiles"
 
 
 @dataclass(frozen=True)
 class Benchmark:
     """How to make the contenders (`quick`: with little work each) and how to read their times."""
 
-    make: Callable[[bool], Contenders]
+    make: Callable[..., Contenders]  # (quick, **options)
     unit: str  # "frames/s" (work per second) or "s" (seconds of a repetition)
     threads: int | None  # of torch while it runs; None: as many as there are
 
@@ -58,7 +66,7 @@ BENCHMARKS: dict[str, Benchmark] = {}
 def benchmark(unit: str, threads: int | None = None) -> Callable:
     """Enter the decorated function in `BENCHMARKS` under its own name."""
 
-    def enter(make: Callable[[bool], Contenders]) -> Callable[[bool], Contenders]:
+    def enter(make: Callable[..., Contenders]) -> Callable[..., Contenders]:
         BENCHMARKS[make.__name__] = Benchmark(make, unit, threads)
         return make
 
@@ -107,15 +115,80 @@ def pose_pictures(quick: bool) -> Contenders:
     return {"64x48": partial(contender, keypoints, (64, 48)), "128x96": partial(contender, doubled, (128, 96))}
 
 
+def streams(preset: Preset) -> dict[str, dict[str, Any]]:
+    """Options of the streams that are timed: the preset's own, half its window, twice its calls between two pops."""
+    own = preset.stream
+    changed = (own, replace(own, window=own.window // 2), replace(own, steps_per_group=2 * own.steps_per_group))
+    return {f"stream, K = {cfg.window}, N = {cfg.steps_per_group}": evaluate.stream_options(cfg) for cfg in changed}
+
+
+def _running(model: RAIN, clip: Clip, options: dict[str, Any]) -> Stream:
+    """A stream past its soft start."""
+    stream = Stream(model, **options)
+    stream.reference(clip.frames[0])
+    stream.push([clip.condition[0]] * stream.window)
+    return stream
+
+
+@benchmark("frames/s")
+def engine(quick: bool, preset: Preset | None = None) -> Contenders:
+    """One network, K frames a repetition: sampled a window at a time by 20-step DDIM, and streamed (section 4.3).
+
+    Speed does not depend on the weights, so they are random. Guided DDIM calls the network with and without reference.
+    """
+    preset = preset or make_preset("tiny")
+    clip, steps = StudioClips("test", 1, preset.stream.window, preset.data.size)[0], 2 if quick else 20
+    window = clip.frames[:1], clip.condition[None]
+    ddim = partial(evaluate.sample, RAIN.build(preset, motion=True, guidance=False).eval(), *window, steps)
+    distilled = RAIN.build(preset, motion=True, guidance=True)
+    running = {label: _running(distilled, clip, options) for label, options in streams(preset).items()}
+    calls = {f"DDIM, {steps} steps": ddim, f"DDIM, {steps} steps, guided": partial(ddim, preset.stream.guidance)}
+    calls |= {label: partial(stream.push, list(clip.condition)) for label, stream in running.items()}
+
+    def contender(call: Callable) -> float:
+        call()
+        return len(clip.condition)
+
+    return {label: partial(contender, call) for label, call in calls.items()}
+
+
+@benchmark("s")
+def turn(quick: bool, preset: Preset | None = None) -> Contenders:
+    """One turn of a running stream, K/p conditions in and K/p frames out, and its parts."""
+    preset = preset or make_preset("tiny")
+    clip = StudioClips("test", 1, preset.stream.window, preset.data.size)[0]
+    model = RAIN.build(preset, motion=True, guidance=True)
+    whole, latents_only = (_running(model, clip, evaluate.stream_options(preset.stream)) for _ in range(2))
+    group = clip.condition[: whole.group_size]
+    conditions = to_unit(torch.from_numpy(group))[None]
+    features, clean = model.pose_guider(conditions), latents_only.contents[0][:, : whole.group_size]
+
+    def contender(call: Callable, *arguments: Any) -> float:
+        call(*arguments)
+        return 1
+
+    return {
+        "whole turn": partial(contender, whole.push, list(group)),
+        "pose guider": partial(contender, model.pose_guider, conditions),
+        "network call": partial(contender, latents_only.tick, features),
+        "decoder": partial(contender, model.autoencoder.decode_next, clean, None),
+        "a new reference": partial(contender, model.look, to_signed(torch.from_numpy(clip.frames[:1]))),
+    }
+
+
 # -- measuring -------------------------------------------------------------------------------------------------------
 
 
-def measure(name: str, quick: bool = False, repetitions: int = 7) -> list[Row]:
-    """Run one benchmark: each contender once unmeasured, then `repetitions` rounds of all. Raises KeyError."""
+@torch.no_grad()
+def measure(name: str, quick: bool = False, repetitions: int = 7, **options: Any) -> list[Row]:
+    """Run one benchmark: each contender once unmeasured, then `repetitions` rounds of all. Raises KeyError.
+
+    `options` go to the benchmark: engine and turn take `preset`.
+    """
     bench, before = BENCHMARKS[name], torch.get_num_threads()
     torch.set_num_threads(bench.threads or before)
     try:
-        contenders = bench.make(quick)
+        contenders = bench.make(quick, **options)
         work = {contender: run() for contender, run in contenders.items()}
         seconds = np.array([[_seconds(run) for run in contenders.values()] for _ in range(repetitions)])
     finally:
@@ -126,6 +199,36 @@ def measure(name: str, quick: bool = False, repetitions: int = 7) -> list[Row]:
         Row(name, contender, bench.unit, *_middle(values[:, i]), *_middle(rates[:, i] / rates[:, 0]), repetitions)
         for i, contender in enumerate(contenders)
     ]
+
+
+def speed(preset: Preset, record: bool = False, quick: bool = False) -> runs.Run:
+    """The run that holds the engine's timings (Table 2).
+
+    Args:
+        record: time it now, on this machine, and replace what `runs/` holds; False reads what was recorded last, here
+            or in the repository, and raises FileNotFoundError if there is nothing.
+
+    Metrics: `frames_per_second` and `speed` (relative to DDIM) of `engine`'s contenders, `seconds` of `turn`'s, medians
+    with quartiles in place of an interval; `latency_frames` of the streams; label `contender`.
+    """
+    if not record:
+        if run := runs.find("speed", preset=preset.name):
+            return run
+        raise FileNotFoundError(f"no recorded speed for preset {preset.name!r}: make it with `make tables`")
+    config = {"preset": preset.name, "stream": preset.stream, "threads": torch.get_num_threads(), "quick": quick}
+    run, repetitions = runs.open_run("speed", config, VERSION).clear(), 2 if quick else 5
+    for row in measure("engine", quick, repetitions, preset=preset):
+        for metric, values in {
+            "frames_per_second": (row.median, row.low, row.high),
+            "speed": (row.speed, row.speed_low, row.speed_high),
+        }.items():
+            run.record(metric, *values, repetitions, PROTOCOL, contender=row.contender)
+    for row in measure("turn", quick, 3 * repetitions, preset=preset):
+        run.record("seconds", row.median, row.low, row.high, row.repetitions, PROTOCOL, contender=row.contender)
+    model = RAIN.build(preset, motion=True, guidance=True)
+    for label, options in streams(preset).items():
+        run.record("latency_frames", Stream(model, **options).latency_frames, contender=label)
+    return run.finish()
 
 
 def _seconds(run: Callable[[], float]) -> float:
@@ -142,11 +245,11 @@ def _middle(samples: np.ndarray) -> tuple[float, float, float]:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as text, one benchmark after the other."""
-    lines = [f"{'benchmark':15}{'contender':24}{'median':>10}  {'quartiles':18}{'unit':10}speed relative to the first"]
+    lines = [f"{'benchmark':15}{'contender':24}{'median':>10}  {'quartiles':22}{'unit':10}speed relative to the first"]
     for row in rows:
         spread = f"{row.low:.4g} ... {row.high:.4g}"
         speed = f"{row.speed:.2f} ({row.speed_low:.2f} ... {row.speed_high:.2f})"
-        lines.append(f"{row.benchmark:15}{row.contender:24}{row.median:>10.4g}  {spread:18}{row.unit:10}{speed}")
+        lines.append(f"{row.benchmark:15}{row.contender:24}{row.median:>10.4g}  {spread:22}{row.unit:10}{speed}")
     return "\n".join(lines)
 
 

@@ -206,9 +206,9 @@ PRESETS: dict[str, Preset] = {
         model=_TINY_MODEL,
         train_autoencoder=StageConfig(steps=700, batch=16, learning_rate=2e-3, warmup=30, decay=0.5, ema=0.99),
         stage1=StageConfig(steps=800, batch=8, targets=4, learning_rate=1e-3, warmup=50, decay=0.5, ema=0.99),
-        stage2=StageConfig(steps=200, batch=2, learning_rate=1e-3, warmup=20, decay=0.5, ema=0.98),
-        distill2d=StageConfig(steps=100, batch=6, targets=4, learning_rate=3e-4, warmup=10, decay=0.5, ema=0.95),
-        distill3d=StageConfig(steps=100, batch=2, learning_rate=3e-4, warmup=10, decay=0.5, ema=0.95),
+        stage2=StageConfig(steps=160, batch=2, learning_rate=1e-3, warmup=20, decay=0.5, ema=0.98),
+        distill2d=StageConfig(steps=80, batch=6, targets=4, learning_rate=3e-4, warmup=10, decay=0.5, ema=0.95),
+        distill3d=StageConfig(steps=80, batch=2, learning_rate=3e-4, warmup=10, decay=0.5, ema=0.95),
     ),
     "small": Preset(
         name="small",

@@ -6,16 +6,14 @@ teacher's guided trajectory (eq. 5). The target is the moving average of the stu
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from rainlab import schedule
 from rainlab.config import Preset
 from rainlab.data import Batch, Draw
+from rainlab.losses import Loss, Times, causal_mask
 from rainlab.model import RAIN, guided_v, to_signed, to_unit
-from rainlab.train import Loss, causal_mask
 from rainlab.unet import UNet
 
 STRIDE = schedule.TRAIN_TIMESTEPS // schedule.SOLVER_STEPS
@@ -39,7 +37,7 @@ def huber(error: Tensor, c: float) -> Tensor:
 
 
 def consistency_loss(
-    model: RAIN, teacher: UNet, target: UNet, preset: Preset, times: Callable[[Draw, int, Preset], Tensor]
+    model: RAIN, teacher: UNet, target: UNet, preset: Preset, times: Times
 ) -> Loss:
     """Equation 5 with the Huber distance.
 

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from rainlab import data, metrics, runs, schedule, stages, train
+from rainlab import data, losses, metrics, runs, schedule, stages
 from rainlab.config import Preset, StreamConfig, override
 from rainlab.model import RAIN, guided_v, to_signed, to_uint8, to_unit
 from rainlab.stream import Stream, animate
@@ -124,14 +124,26 @@ def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
             repository, and raises FileNotFoundError if there is nothing.
 
     Metrics: all of :data:`rainlab.metrics.MEASURES`; for streamed methods also ``flicker``, of streams driven by one
-    frozen pose, and ``flicker_border_ratio``; labelled ``method``. The per-clip values stay in ``values.json``.
+    frozen pose for as many frames as a test clip has, ``flicker_border_ratio``, and ``flicker_step``, the same change
+    step by step (label ``step``: index of the later frame); labelled ``method``. The per-clip values stay in
+    ``values.json``.
     """
     config, inputs = describe(preset, method)
     if not record:
-        return runs.load(runs.run_id("evaluate", config, VERSION, inputs))
+        return _recorded("evaluate", config, inputs)
     run = runs.open_run("evaluate", config, VERSION, inputs)
     with run.lock():
         return run if run.finished else _measure(run, preset, method)
+
+
+def _recorded(name: str, config: dict, inputs: dict[str, str]) -> runs.Run:
+    """The finished run, here or published with the repository."""
+    id = runs.run_id(name, config, VERSION, inputs)
+    try:
+        return runs.load(id)
+    except FileNotFoundError as error:
+        which = f"preset {config['preset']!r}" + (f", method {config['method']!r}" if "method" in config else "")
+        raise FileNotFoundError(f"no recorded {name} for {which} ({id}): make it with `make tables`") from error
 
 
 def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
@@ -141,12 +153,16 @@ def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
     streamed = method not in WITHOUT_MODEL
     values = metrics.evaluate(frames, held.frames, held.mask)
     if streamed:
-        frozen = np.repeat(held.condition[:, :1], 2 * preset.stream.window, axis=1)
+        # as many frames whatever K is: the soft start must weigh the same in all
+        frozen = np.repeat(held.condition[:, :1], held.frames.shape[1], axis=1)
         still = stream(model, held.reference, frozen, preset.stream)
         size = preset.stream.window // preset.stream.groups
         values["flicker"] = metrics.flicker(still)
         if size > 1:
             values["flicker_border_ratio"] = metrics.border_ratio(still, size)
+        for step in range(1, still.shape[1]):
+            change = metrics.bootstrap(metrics.flicker(still[:, step - 1 : step + 1]))
+            run.record("flicker_step", *change, metrics.PROTOCOL, method=method, step=step)
     for name, value in values.items():
         run.record(name, *metrics.bootstrap(value), metrics.PROTOCOL, method=method)
     runs.write_json(run.path / "values.json", {name: value.tolist() for name, value in values.items()})
@@ -177,7 +193,7 @@ def sample(
     bank, context = model.look(to_signed(torch.from_numpy(reference)))
     pose = model.pose_guider(to_unit(torch.from_numpy(condition)))
     b, f, _, h, w = pose.shape
-    mask = train.causal_mask(f) if causal else None
+    mask = losses.causal_mask(f) if causal else None
 
     def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
         if guidance is None:
@@ -246,7 +262,7 @@ def compare(preset: Preset, record: bool = False) -> runs.Run:
     inputs = {method: measure(preset, method, record).id for method in METHODS}
     config = {"preset": preset.name, "pairs": [list(pair) for pair in PAIRS]}
     if not record:
-        return runs.load(runs.run_id("compare", config, VERSION, inputs))
+        return _recorded("compare", config, inputs)
     run = runs.open_run("compare", config, VERSION, inputs)
     if not run.finished:
         files = {method: runs.load(id).path / "values.json" for method, id in inputs.items()}
@@ -271,9 +287,9 @@ def motion_gain(preset: Preset, repeats: int = 4) -> tuple[np.ndarray, np.ndarra
     clips, run = data.cached(data.clips_of(preset.data, "test"))
     autoencoder = stages.load_model(preset, "autoencoder").autoencoder
     clips.encode(autoencoder, run.path / f"latents-{stages.run_id(preset, 'autoencoder')}.npy")
-    losses = []
+    means = []
     for stage in ("stage2", "stage1"):
         model = stages.load_model(preset, stage)
-        per_sample = train.sample_losses(model, preset, train.staircase_times, dropout=0.0)
-        losses.append(train.validate(per_sample, clips, preset.stream.window, True, repeats=repeats).numpy())
-    return losses[0], losses[1]
+        per_sample = losses.sample_losses(model, preset, losses.staircase_times, dropout=0.0)
+        means.append(losses.validate(per_sample, clips, preset.stream.window, True, repeats=repeats).numpy())
+    return means[0], means[1]

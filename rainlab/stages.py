@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rainlab import checkpoint, data, distill, runs, train
+from rainlab import checkpoint, data, distill, losses, runs, train
 from rainlab.config import Preset, StageConfig
 from rainlab.model import RAIN, STAGES, start_guidance, to_signed
 
@@ -105,17 +105,17 @@ def _fill(model: RAIN, preset: Preset, chain: list[str]) -> tuple[RAIN, set[str]
 
 def fresh(
     preset: Preset, stage: str, inputs_from: Preset | None = None
-) -> tuple[RAIN, train.Loss, dict[str, Tensor] | None]:
+) -> tuple[RAIN, losses.Loss, dict[str, Tensor] | None]:
     """(model, loss, moving average to use or None) as the stage starts."""
     source, guidance = inputs_from or preset, stage.startswith("distill")
     torch.manual_seed(stage_config(preset, stage).seed)
     model = RAIN.build(preset, motion=stage in WINDOWED, guidance=guidance)
     if stage == "autoencoder":
-        return model, train.autoencoder_loss(model), None
+        return model, losses.autoencoder_loss(model), None
     _fill(model, source, _chain(stage)[:-1])
     if not guidance:
-        times = train.staircase_times if stage == "stage2" else train.uniform_times
-        return model, train.denoising_loss(model, preset, times), None
+        times = losses.staircase_times if stage == "stage2" else losses.uniform_times
+        return model, losses.denoising_loss(model, preset, times), None
     # 3D: the student starts from the 2D consistency model, teacher and target from the original 2D network (AnimateLCM)
     teacher = load_model(source, "stage2" if stage == "distill3d" else "stage1").denoising_unet
     target = deepcopy(model.denoising_unet)

@@ -1,4 +1,4 @@
-"""Training: one loop for every stage, and the losses of the autoencoder, stage 1 and stage 2 (section 4.2).
+"""Training: one loop for every stage, with saving, resuming and processes side by side.
 
 The loop is a generator that yields after every optimiser step; :func:`fit` drives it with saving, resuming and
 progress. Under ``torchrun`` each process computes its share of every batch and gradients are averaged.
@@ -15,19 +15,17 @@ from dataclasses import dataclass, field
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from rainlab import runs, schedule
-from rainlab.config import Preset, StageConfig
-from rainlab.data import Batch, Draw, TrainingSet
-from rainlab.model import RAIN, to_signed, to_unit
+from rainlab import runs
+from rainlab.config import StageConfig
+from rainlab.data import Draw, TrainingSet
+from rainlab.losses import Loss
 
-Loss = Callable[[Batch, Draw], Tensor]
-NULL_CONTEXT = 0.0  # the dropped token is zero, in training and in sampling
+CHECKPOINT = "state.safetensors"
 
 
 @dataclass
@@ -42,6 +40,7 @@ class State:
     grad_norm: float = math.nan
     learning_rate: float = math.nan
     history: list[dict] = field(default_factory=list)
+    pending: list[float] = field(default_factory=list)  # losses since the last row of the history
 
 
 def learning_rate(cfg: StageConfig, step: int) -> float:
@@ -56,7 +55,7 @@ def train(loss: Loss, state: State, data: TrainingSet, cfg: StageConfig, frames:
     """Yield ``state`` after every optimiser step from ``state.step`` to ``cfg.steps``.
 
     Args:
-        loss: mean loss of a batch; see :func:`denoising_loss`.
+        loss: mean loss of a batch; see :mod:`rainlab.losses`.
         frames, window: how a sample is drawn (:meth:`rainlab.data.TrainingSet.batch`).
 
     Raises:
@@ -126,7 +125,7 @@ def save_state(state: State, path: os.PathLike) -> None:
     for name, parameter in state.parameters.items():
         for key, value in state.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = value
-    note = {"step": str(state.step), "history": json.dumps(state.history)}
+    note = {"step": str(state.step), "history": json.dumps(state.history), "pending": json.dumps(state.pending)}
     with runs.atomic_path(path) as temporary:
         save_file({k: v.contiguous().cpu() for k, v in tensors.items()}, temporary, note)
 
@@ -148,7 +147,7 @@ def load_state(state: State, path: os.PathLike) -> None:
     for name, values in slots.items():
         if values:
             state.optimizer.state[state.parameters[name]] = values
-    state.step, state.history = int(note["step"]), json.loads(note["history"])
+    state.step, state.history, state.pending = (json.loads(note[key]) for key in ("step", "history", "pending"))
 
 
 def fit(
@@ -166,47 +165,55 @@ def fit(
 
     Writes ``state.safetensors`` every ``cfg.save_every`` steps and ``weights.safetensors`` (the averaged weights of
     what was trained) at the end; where those are there already, nothing is trained. A killed run loses at most the
-    steps since the last save. ``each`` is called after every step,
-    ``extra`` at the end for tensors to keep beside the weights. History rows: step, loss (mean since the row
-    before), grad_norm, learning_rate, seconds.
+    steps since the last save. ``each`` is called after every step, ``extra`` at the end for tensors to keep beside the
+    weights. History rows: step, loss (mean since the row before), grad_norm, learning_rate, seconds.
     """
-    if history := finished_history(run):
-        return history
-    path, main = run.path / "state.safetensors", not dist.is_initialized() or dist.get_rank() == 0
-    if path.exists():
-        load_state(state, path)
-    every = max(1, cfg.steps // 100)
-    began = time.perf_counter() - (state.history[-1]["seconds"] if state.history else 0.0)
-    losses: list[float] = []
-    with tqdm(total=cfg.steps, initial=state.step, desc=run.name, leave=False, disable=not main) as bar:
-        for now in train(loss, state, data, cfg, frames, window):
-            losses.append(now.loss)
-            bar.update()
-            if now.step % every == 0 or now.step == cfg.steps:
-                state.history.append(
-                    {
-                        "step": now.step,
-                        "loss": sum(losses) / len(losses),
-                        "grad_norm": now.grad_norm,
-                        "learning_rate": now.learning_rate,
-                        "seconds": round(time.perf_counter() - began, 1),
-                    }
-                )
-                losses.clear()
-                bar.set_postfix(loss=f"{state.history[-1]['loss']:.4f}")
-            if main and now.step % cfg.save_every == 0 and now.step < cfg.steps:
-                save_state(state, path)
+    if dist.is_initialized() and dist.get_rank() > 0:  # only the first process writes
+        for now in train(loss, _resumed(state, run), data, cfg, frames, window):
             if each:
                 each(now)
-    if main:
-        runs.write_json(run.path / "history.json", state.history)
-        with runs.atomic_path(run.path / "weights.safetensors") as temporary:
-            tensors = state.ema | (extra() if extra else {})
-            save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary)
-        path.unlink(missing_ok=True)
+        dist.barrier()
+        return state.history
+    with run.lock():
+        if not finished_history(run):
+            _fit(run, loss, _resumed(state, run), data, cfg, frames, window, each=each)
+            _keep(run, state, extra() if extra else {})
     if dist.is_initialized():
         dist.barrier()  # no process goes on before the weights are written
-    return state.history
+    return finished_history(run)
+
+
+def _resumed(state: State, run: runs.Run) -> State:
+    if (path := run.path / CHECKPOINT).exists():
+        load_state(state, path)
+    return state
+
+
+def _fit(run: runs.Run, loss: Loss, state: State, data: TrainingSet, cfg: StageConfig, *sampling, each) -> None:
+    every = max(1, cfg.steps // 100)
+    began = time.perf_counter() - (state.history[-1]["seconds"] if state.history else 0.0)
+    with tqdm(total=cfg.steps, initial=state.step, desc=run.name, leave=False) as bar:
+        for now in train(loss, state, data, cfg, *sampling):
+            state.pending.append(now.loss)
+            bar.update()
+            if now.step % every == 0 or now.step == cfg.steps:
+                mean = sum(state.pending) / len(state.pending)
+                row = {"step": now.step, "loss": mean, "grad_norm": now.grad_norm, "learning_rate": now.learning_rate}
+                state.history.append(row | {"seconds": round(time.perf_counter() - began, 1)})
+                state.pending.clear()
+                bar.set_postfix(loss=f"{mean:.4f}")
+            if now.step % cfg.save_every == 0 and now.step < cfg.steps:
+                save_state(state, run.path / CHECKPOINT)
+            if each:
+                each(now)
+
+
+def _keep(run: runs.Run, state: State, extra: dict[str, Tensor]) -> None:
+    """Write what a finished training leaves behind; the weights last, because they say that it is finished."""
+    runs.write_json(run.path / "history.json", state.history)
+    with runs.atomic_path(run.path / "weights.safetensors") as temporary:
+        save_file({name: tensor.contiguous().cpu() for name, tensor in (state.ema | extra).items()}, temporary)
+    (run.path / CHECKPOINT).unlink(missing_ok=True)
 
 
 def finished_history(run: runs.Run) -> list[dict] | None:
@@ -222,92 +229,3 @@ def join_processes() -> None:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-
-
-def autoencoder_loss(model: RAIN) -> Loss:
-    """Mean squared plus a tenth of the mean absolute error of the reconstructed pictures in [-1, 1]."""
-
-    def loss(batch: Batch, draw: Draw) -> Tensor:
-        pictures = to_signed(batch.reference)
-        error = model.autoencoder.decode(model.autoencoder.encode(pictures)) - pictures
-        return error.square().mean() + 0.1 * error.abs().mean()
-
-    return loss
-
-
-def snr_weight(timesteps: Tensor, gamma: float) -> Tensor:
-    """min(SNR + 1, γ)/(SNR + 1) for v-prediction (as in Moore-AnimateAnyone); 1 at t = 999, where sampling starts."""
-    level = schedule.snr(timesteps) + 1
-    return level.clamp(max=gamma) / level
-
-
-def uniform_times(draw: Draw, frames: int, preset: Preset) -> Tensor:
-    """Stage 1: every frame at its own uniform time in [1, T]."""
-    return draw.integers(1, schedule.TRAIN_TIMESTEPS + 1, frames)
-
-
-def staircase_times(draw: Draw, frames: int, preset: Preset) -> Tensor:
-    """Stage 2: equation 7 with t₀ uniform in [1, T/p]."""
-    t0 = draw.integers(1, schedule.TRAIN_TIMESTEPS // preset.stream.groups + 1)
-    return schedule.staircase(t0, frames, preset.stream.groups)
-
-
-def denoising_loss(model: RAIN, preset: Preset, times: Callable[[Draw, int, Preset], Tensor]) -> Loss:
-    """Weighted v-prediction loss of stages 1 and 2, which differ only in how ``times`` are drawn.
-
-    The reference (token and bank together, per sample, never the pose) is dropped with ``condition_dropout``.
-    """
-    per_sample = sample_losses(model, preset, times)
-    return lambda batch, draw: per_sample(batch, draw).mean()
-
-
-def sample_losses(
-    model: RAIN, preset: Preset, times: Callable[[Draw, int, Preset], Tensor], dropout: float | None = None
-) -> Loss:
-    """The same loss per sample, ``(b,)``; ``dropout`` overrides the preset's (0 for validation)."""
-    cfg = preset.loss
-    dropout = cfg.condition_dropout if dropout is None else dropout
-
-    def loss(batch: Batch, draw: Draw) -> Tensor:
-        latents = batch.latents
-        b, f, c = latents.shape[:3]
-        device = latents.device
-        timesteps = times(draw, f, preset).to(device) - 1
-        noise = draw.normal(*latents.shape[1:]) + cfg.noise_offset * draw.normal(f, c, 1, 1)
-        noise = noise.to(device)
-        keep = (draw.uniform() >= dropout).to(device)
-        bank, context = model.look(to_signed(batch.reference), batch.reference_latents)
-        context = torch.where(keep[:, None, None], context, NULL_CONTEXT)
-        v = model.denoising_unet(
-            schedule.add_noise(latents, noise, timesteps),
-            timesteps,
-            context,
-            model.pose_guider(to_unit(batch.condition)),
-            None,
-            bank,
-            temporal_mask=causal_mask(f, device) if preset.stream.causal and model.denoising_unet.cfg.motion else None,
-            reference_keep=None if bool(keep.all()) else keep,
-        )
-        target = schedule.velocity(latents, noise, timesteps)
-        error = F.mse_loss(v.float(), target, reduction="none").mean((2, 3, 4))
-        return (snr_weight(timesteps, cfg.snr_gamma) * error).mean(1)
-
-    return loss
-
-
-def causal_mask(frames: int, device: torch.device | str = "cpu") -> Tensor:
-    """``(f, f)`` bool: a frame attends to itself and to earlier slots of the window (section 5.4)."""
-    return torch.ones(frames, frames, dtype=torch.bool, device=device).tril()
-
-
-@torch.no_grad()
-def validate(per_sample: Loss, data: TrainingSet, frames: int, window: bool, seed: int = 0, repeats: int = 4) -> Tensor:
-    """Held-out loss per clip, ``(n,)``: the mean over ``repeats`` fixed draws, the same for every model compared."""
-    total = torch.zeros(data.count)
-    parts = [(repeat, first) for repeat in range(repeats) for first in range(0, data.count, 4)]
-    for repeat, first in tqdm(parts, "validation", leave=False):
-        samples = range(first, min(first + 4, data.count))
-        batch = data.batch(seed, repeat, samples, data.count, frames, window)
-        clips = [data.clip_at(seed, repeat, sample, data.count) for sample in samples]
-        total[clips] += per_sample(batch, Draw(seed, repeat, samples))
-    return total / repeats

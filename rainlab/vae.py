@@ -57,7 +57,7 @@ class Residual(nn.Module):
 
 
 class SmallVAE(VAE):
-    """A convolutional autoencoder of some 0.5 M parameters (:func:`rainlab.train.autoencoder_loss`).
+    """A convolutional autoencoder of some 0.5 M parameters (:func:`rainlab.losses.autoencoder_loss`).
 
     The first halving is a space-to-depth step: full-resolution convolutions would cost most of the time and give
     little. ``mean`` and ``std`` (per latent channel, measured on the training set) make the latents unit variance.

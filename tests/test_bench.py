@@ -1,11 +1,14 @@
 """rainlab.bench: structure and arithmetic of the results, never speed."""
 
 import json
+from dataclasses import asdict
 
+import micro
 import pytest
 import torch
 
 from rainlab import bench
+from rainlab.stream import Stream
 
 
 @pytest.fixture
@@ -84,4 +87,72 @@ def test_importing_runs_in_a_new_python():
 def test_unknown_benchmark_is_named(capsys):
     with pytest.raises(SystemExit):
         bench.main(["stduio"])
-    assert "got stduio, expected names of imports, studio, pose_pictures" in capsys.readouterr().err
+    assert "got stduio, expected names of imports, studio, pose_pictures, engine, turn" in capsys.readouterr().err
+
+
+CONFIG = micro.micro()  # K = 8, p = 4
+
+
+def test_streams_are_timed_at_half_the_window_and_with_twice_the_calls():
+    own, half, twice = bench.streams(CONFIG).values()
+    assert own == asdict(CONFIG.stream)
+    assert half == own | {"window": 4} and twice == own | {"steps_per_group": 2}
+    assert list(bench.streams(CONFIG)) == ["stream, K = 8, N = 1", "stream, K = 4, N = 1", "stream, K = 8, N = 2"]
+
+
+def test_engine_counts_frames_and_network_calls(monkeypatch):
+    """For 8 frames: DDIM makes a call a step, guided with twice the frames; a stream a call of K for K/p frames."""
+    seen, build = [], bench.RAIN.build
+    monkeypatch.setattr(bench.RAIN, "build", lambda *args, **options: counted(build(*args, **options), seen))
+    contenders = bench.engine(quick=True, preset=CONFIG)
+    calls = {}
+    for name, run in contenders.items():
+        seen.clear()
+        assert run() == 8
+        calls[name] = list(seen)
+    assert calls == {
+        "DDIM, 2 steps": [8] * 2,
+        "DDIM, 2 steps, guided": [16] * 2,
+        "stream, K = 8, N = 1": [8] * 4,
+        "stream, K = 4, N = 1": [4] * 8,
+        "stream, K = 8, N = 2": [8] * 8,
+    }
+
+
+def counted(model, seen):
+    model.denoising_unet.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[0] * args[0].shape[1]))
+    return model
+
+
+def test_a_turn_and_its_parts_run():
+    rows = bench.measure("turn", quick=True, repetitions=1, preset=CONFIG)
+    parts = ["whole turn", "pose guider", "network call", "decoder", "a new reference"]
+    assert [row.contender for row in rows] == parts
+    assert {row.unit for row in rows} == {"s"} and all(row.median > 0 for row in rows)
+
+
+def test_speed_is_recorded_read_again_and_replaced(monkeypatch):
+    medians = iter([20.0, 0.1, 30.0, 0.2])  # engine and turn, twice
+
+    def measure(name, quick, repetitions, preset):
+        median = next(medians)
+        return [bench.Row(name, "stream", "", median, median - 0.05, median + 0.05, 4.0, 3.0, 5.0, repetitions)]
+
+    monkeypatch.setattr(bench, "measure", measure)
+    with pytest.raises(FileNotFoundError, match="make tables"):
+        bench.speed(CONFIG)
+    run = bench.speed(CONFIG, record=True)
+    assert run.id == bench.speed(CONFIG).id
+    rows = {row["metric"]: row for row in run.metrics() if row["contender"] == "stream"}
+    assert [rows["frames_per_second"][key] for key in ("value", "ci_low", "ci_high", "n")] == [20.0, 19.95, 20.05, 5]
+    assert (rows["speed"]["value"], rows["seconds"]["value"]) == (4.0, 0.1)
+    latencies = {row["contender"]: row["value"] for row in run.metrics() if row["metric"] == "latency_frames"}
+    assert list(latencies.values()) == [8, 4, 8] and set(latencies) == set(bench.streams(CONFIG))
+    assert bench.speed(CONFIG, record=True).value("frames_per_second")["value"] == 30.0
+
+
+def test_a_timed_stream_is_past_its_soft_start():
+    model = micro.model(CONFIG)
+    clip = bench.StudioClips("test", 1, 8, CONFIG.data.size)[0]
+    stream = bench._running(model, clip, bench.streams(CONFIG)["stream, K = 8, N = 1"])
+    assert isinstance(stream, Stream) and len(stream.push(list(clip.condition))) == 8

@@ -1,4 +1,4 @@
-"""One loop: resumed equals uninterrupted bit for bit, accumulated and distributed equal whole; losses are right."""
+"""One loop for every stage: resumed equals uninterrupted bit for bit, accumulated and distributed equal whole."""
 
 import os
 import subprocess
@@ -12,7 +12,7 @@ import torch
 from goldens import worst
 from safetensors.torch import load_file
 
-from rainlab import runs, train
+from rainlab import losses, runs, train
 from rainlab.config import StageConfig
 from rainlab.data import Draw
 
@@ -23,8 +23,8 @@ LOOP = CONFIG.stage1
 def begin(cfg=LOOP, stage="stage1", seed=0):
     torch.manual_seed(seed)
     model = micro.RAIN.build(CONFIG, motion=stage == "stage2", guidance=False)
-    times = train.staircase_times if stage == "stage2" else train.uniform_times
-    loss = train.denoising_loss(model, CONFIG, times)
+    times = losses.staircase_times if stage == "stage2" else losses.uniform_times
+    loss = losses.denoising_loss(model, CONFIG, times)
     return model, loss, train.start(model, model.trainable(stage), cfg)
 
 
@@ -129,73 +129,12 @@ def test_a_diverging_run_stops():
         next(iter(train.train(bad, state, micro.training_set(CONFIG), LOOP, 3, False)))
 
 
-def test_snr_weight():
-    t = torch.tensor([999, 500, 0])
-    weight = train.snr_weight(t, 5.0)
-    assert weight[0] == 1  # where sampling starts
-    snr = train.schedule.snr(t)
-    assert worst(weight, torch.minimum(snr + 1, torch.tensor(5.0)) / (snr + 1)) < 1e-6 and weight[2] < 0.01
-
-
 def test_learning_rate():
     cfg = StageConfig(steps=100, learning_rate=1.0, warmup=10, decay=0.5)
     rates = [train.learning_rate(cfg, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9:51] == [1.0] * 42
     assert rates[75] == pytest.approx(0.5, abs=0.01) and rates[-1] < 0.01
     assert train.learning_rate(replace(cfg, decay=0.0), 99) == 1.0
-
-
-def test_staircase_times():
-    times = train.staircase_times(Draw(0, 0, range(200)), 8, CONFIG)
-    assert times.shape == (200, 8)
-    assert (times[:, 2:] - times[:, :-2] == 250).all() and (times[:, ::2] == times[:, 1::2]).all()
-    t0 = times[:, 0]
-    assert 1 <= t0.min() <= 10 and 240 <= t0.max() <= 250 and abs(t0.float().mean() - 125.5) < 15
-    uniform = train.uniform_times(Draw(0, 0, range(300)), 4, CONFIG)
-    assert uniform.min() >= 1 and uniform.max() <= 1000 and abs(uniform.float().mean() - 500) < 40
-
-
-def test_the_loss_is_the_weighted_v_error():
-    """With the clean latents and noise known, a network that answers v exactly has no loss, one that answers 0 has
-    the mean of weight·v²."""
-    model, _, _ = begin()
-    data = micro.training_set(CONFIG)
-    batch, draw = data.batch(0, 0, range(2), 2, 3, False), lambda: Draw(0, 0, range(2))
-    per_sample = train.sample_losses(model, CONFIG, train.uniform_times, dropout=0.0)
-    d = draw()
-    t = train.uniform_times(d, 3, CONFIG) - 1
-    noise = d.normal(*batch.latents.shape[1:]) + 0.05 * d.normal(3, 4, 1, 1)
-    v = train.schedule.velocity(batch.latents, noise, t)
-    seen = {}
-
-    def exact(x, *args, **options):
-        seen["noisy"] = x
-        return v
-
-    model.denoising_unet.forward = exact
-    assert per_sample(batch, draw()).abs().max() < 1e-10
-    assert worst(seen["noisy"], train.schedule.add_noise(batch.latents, noise, t)) < 1e-6
-    model.denoising_unet.forward = lambda x, *args, **options: torch.zeros_like(x)
-    expected = (train.snr_weight(t, 5.0) * v.square().mean((2, 3, 4))).mean(1)
-    assert worst(per_sample(batch, draw()), expected) < 1e-6
-
-
-def test_dropout_drops_token_and_bank_of_a_sample_but_never_the_pose():
-    model, _, _ = begin()
-    batch = micro.training_set(CONFIG).batch(0, 0, range(2), 2, 3, False)
-    seen = {}
-
-    def look(x, t, context, pose, guidance, bank, temporal_mask=None, reference_keep=None):
-        seen.update(context=context, pose=pose, keep=reference_keep)
-        return torch.zeros_like(x)
-
-    model.denoising_unet.forward = look
-    model.pose_guider.forward = lambda condition: condition
-    for dropout, keep in ((1.0, False), (0.0, None)):
-        train.sample_losses(model, CONFIG, train.uniform_times, dropout)(batch, Draw(0, 0, range(2)))
-        assert (seen["keep"] is None) == (keep is None) and (keep is None or not seen["keep"].any())
-        assert bool(seen["context"].any()) == (keep is None)
-        assert torch.equal(seen["pose"], batch.condition.movedim(-1, 2) / 255)
 
 
 def test_stage_two_trains_motion_modules_only_and_starts_where_stage_one_ended():
@@ -205,21 +144,13 @@ def test_stage_two_trains_motion_modules_only_and_starts_where_stage_one_ended()
     before = {n: p.clone() for n, p in model.named_parameters()}
     data = micro.training_set(CONFIG)
     batch = data.batch(0, 0, range(2), 2, 8, True)
-    per_sample = [train.sample_losses(m, CONFIG, train.staircase_times) for m in (flat, model)]
+    per_sample = [losses.sample_losses(m, CONFIG, losses.staircase_times) for m in (flat, model)]
     with torch.no_grad():
         assert worst(*(p(batch, Draw(0, 0, range(2))) for p in per_sample)) < 1e-6
     for _ in train.train(loss, state, data, replace(LOOP, steps=2), 8, True):
         pass
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert changed and all(".motion_modules." in n for n in changed)
-
-
-def test_validation_sees_every_clip_and_the_same_draws():
-    model, _, _ = begin()
-    data = micro.training_set(CONFIG)
-    per_sample = train.sample_losses(model, CONFIG, train.uniform_times, dropout=0.0)
-    one, two = (train.validate(per_sample, data, 3, False, repeats=2) for _ in range(2))
-    assert torch.equal(one, two) and one.shape == (4,) and (one > 0).all() and len(set(one.tolist())) == 4
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
@@ -244,8 +175,8 @@ def test_one_step_in_the_papers_geometry(stage):
     )
     names = model.trainable(stage)
     state = train.start(model, names, getattr(paper, stage))
-    times = train.staircase_times if motion else train.uniform_times
-    train.denoising_loss(model, paper, times)(batch, Draw(0, 0, [0])).backward()
+    times = losses.staircase_times if motion else losses.uniform_times
+    losses.denoising_loss(model, paper, times)(batch, Draw(0, 0, [0])).backward()
     with_gradient = {name for name, parameter in state.parameters.items() if parameter.grad is not None}
     assert model.denoising_unet.checkpointing and with_gradient
     assert all((".motion_modules." in name) == motion for name in with_gradient)

@@ -1,0 +1,84 @@
+"""The losses of stages 1 and 2: what they weigh, what they drop, which times they draw."""
+
+import micro
+import torch
+from goldens import worst
+
+from rainlab import losses, schedule
+from rainlab.data import Draw
+
+CONFIG = micro.micro()
+
+
+def networks():
+    """Random networks of stage 1 and a batch for them."""
+    torch.manual_seed(0)
+    model = micro.RAIN.build(CONFIG, motion=False, guidance=False)
+    return model, micro.training_set(CONFIG).batch(0, 0, range(2), 2, 3, False)
+
+
+def test_snr_weight():
+    t = torch.tensor([999, 500, 0])
+    weight = losses.snr_weight(t, 5.0)
+    assert weight[0] == 1  # where sampling starts
+    snr = schedule.snr(t)
+    assert worst(weight, torch.minimum(snr + 1, torch.tensor(5.0)) / (snr + 1)) < 1e-6 and weight[2] < 0.01
+
+
+def test_staircase_times():
+    times = losses.staircase_times(Draw(0, 0, range(200)), 8, CONFIG)
+    assert times.shape == (200, 8)
+    assert (times[:, 2:] - times[:, :-2] == 250).all() and (times[:, ::2] == times[:, 1::2]).all()
+    t0 = times[:, 0]
+    assert 1 <= t0.min() <= 10 and 240 <= t0.max() <= 250 and abs(t0.float().mean() - 125.5) < 15
+    uniform = losses.uniform_times(Draw(0, 0, range(300)), 4, CONFIG)
+    assert uniform.min() >= 1 and uniform.max() <= 1000 and abs(uniform.float().mean() - 500) < 40
+
+
+def test_the_loss_is_the_weighted_v_error():
+    """With the clean latents and noise known, a network that answers v exactly has no loss, one that answers 0 has
+    the mean of weight·v²."""
+    model, batch = networks()
+    draw = lambda: Draw(0, 0, range(2))  # noqa: E731
+    per_sample = losses.sample_losses(model, CONFIG, losses.uniform_times, dropout=0.0)
+    d = draw()
+    t = losses.uniform_times(d, 3, CONFIG) - 1
+    noise = d.normal(*batch.latents.shape[1:]) + 0.05 * d.normal(3, 4, 1, 1)
+    v = schedule.velocity(batch.latents, noise, t)
+    seen = {}
+
+    def exact(x, *args, **options):
+        seen["noisy"] = x
+        return v
+
+    model.denoising_unet.forward = exact
+    assert per_sample(batch, draw()).abs().max() < 1e-10
+    assert worst(seen["noisy"], schedule.add_noise(batch.latents, noise, t)) < 1e-6
+    model.denoising_unet.forward = lambda x, *args, **options: torch.zeros_like(x)
+    expected = (losses.snr_weight(t, 5.0) * v.square().mean((2, 3, 4))).mean(1)
+    assert worst(per_sample(batch, draw()), expected) < 1e-6
+
+
+def test_dropout_drops_token_and_bank_of_a_sample_but_never_the_pose():
+    model, batch = networks()
+    seen = {}
+
+    def look(x, t, context, pose, guidance, bank, temporal_mask=None, reference_keep=None):
+        seen.update(context=context, pose=pose, keep=reference_keep)
+        return torch.zeros_like(x)
+
+    model.denoising_unet.forward = look
+    model.pose_guider.forward = lambda condition: condition
+    for dropout, keep in ((1.0, False), (0.0, None)):
+        losses.sample_losses(model, CONFIG, losses.uniform_times, dropout)(batch, Draw(0, 0, range(2)))
+        assert (seen["keep"] is None) == (keep is None) and (keep is None or not seen["keep"].any())
+        assert bool(seen["context"].any()) == (keep is None)
+        assert torch.equal(seen["pose"], batch.condition.movedim(-1, 2) / 255)
+
+
+def test_validation_sees_every_clip_and_the_same_draws():
+    model, _ = networks()
+    data = micro.training_set(CONFIG)
+    per_sample = losses.sample_losses(model, CONFIG, losses.uniform_times, dropout=0.0)
+    one, two = (losses.validate(per_sample, data, 3, False, repeats=2) for _ in range(2))
+    assert torch.equal(one, two) and one.shape == (4,) and (one > 0).all() and len(set(one.tolist())) == 4
