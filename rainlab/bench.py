@@ -201,7 +201,7 @@ def measure(name: str, quick: bool = False, repetitions: int = 7, **options: Any
     ]
 
 
-def speed(preset: Preset, record: bool = False, quick: bool = False) -> runs.Run:
+def speed(preset: Preset, record: bool = False) -> runs.Run:
     """The run that holds the engine's timings (Table 2).
 
     Args:
@@ -215,15 +215,15 @@ def speed(preset: Preset, record: bool = False, quick: bool = False) -> runs.Run
         if run := runs.find("speed", preset=preset.name):
             return run
         raise FileNotFoundError(f"no recorded speed for preset {preset.name!r}: make it with `make tables`")
-    config = {"preset": preset.name, "stream": preset.stream, "threads": torch.get_num_threads(), "quick": quick}
-    run, repetitions = runs.open_run("speed", config, VERSION).clear(), 2 if quick else 5
-    for row in measure("engine", quick, repetitions, preset=preset):
+    config = {"preset": preset.name, "stream": preset.stream, "threads": torch.get_num_threads()}
+    run = runs.open_run("speed", config, VERSION).clear()
+    for row in measure("engine", repetitions=5, preset=preset):
         for metric, values in {
             "frames_per_second": (row.median, row.low, row.high),
             "speed": (row.speed, row.speed_low, row.speed_high),
         }.items():
-            run.record(metric, *values, repetitions, PROTOCOL, contender=row.contender)
-    for row in measure("turn", quick, 3 * repetitions, preset=preset):
+            run.record(metric, *values, row.repetitions, PROTOCOL, contender=row.contender)
+    for row in measure("turn", repetitions=15, preset=preset):
         run.record("seconds", row.median, row.low, row.high, row.repetitions, PROTOCOL, contender=row.contender)
     model = RAIN.build(preset, motion=True, guidance=True)
     for label, options in streams(preset).items():

@@ -167,12 +167,12 @@ class Preset:
 
 
 _TINY_MODEL = ModelConfig(
-    channels=(32, 64),
+    channels=(64, 128),
     cross_attention_dim=64,
     norm_groups=8,
     heads=2,
     guidance_dim=64,
-    guider_widths=(16, 32, 64),
+    guider_widths=(16, 32, 64, 96),
     context="small",
 )
 _SMALL_MODEL = replace(_TINY_MODEL, channels=(96, 160), cross_attention_dim=128)
@@ -202,7 +202,7 @@ PAPER_TASKS: dict[str, dict[str, Any]] = {
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         name="tiny",
-        autoencoder=AutoencoderConfig(width=32),
+        autoencoder=AutoencoderConfig(factor=8, latent_channels=16, width=32),
         model=_TINY_MODEL,
         train_autoencoder=StageConfig(steps=700, batch=16, learning_rate=2e-3, warmup=30, decay=0.5, ema=0.99),
         stage1=StageConfig(steps=800, batch=8, targets=4, learning_rate=1e-3, warmup=50, decay=0.5, ema=0.99),

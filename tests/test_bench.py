@@ -134,7 +134,7 @@ def test_a_turn_and_its_parts_run():
 def test_speed_is_recorded_read_again_and_replaced(monkeypatch):
     medians = iter([20.0, 0.1, 30.0, 0.2])  # engine and turn, twice
 
-    def measure(name, quick, repetitions, preset):
+    def measure(name, repetitions, preset):
         median = next(medians)
         return [bench.Row(name, "stream", "", median, median - 0.05, median + 0.05, 4.0, 3.0, 5.0, repetitions)]
 

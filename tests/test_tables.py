@@ -1,0 +1,124 @@
+"""The three tables, on runs with made-up numbers: which number stands where, and that rows say where they are from."""
+
+import micro
+import pytest
+
+from rainlab import bench, evaluate, runs, tables
+from rainlab.config import override
+
+CONFIG = micro.micro(stream__window=16)
+NUMBERS = {"psnr": 21.0, "ssim": 0.75, "psnr_fg": 18.0, "ssim_fg": 0.6, "tde": 3.0, "flicker": 2.0}
+
+
+def record(config, method, shift=0.0):
+    described, inputs = evaluate.describe(config, method)
+    run = runs.open_run("evaluate", described, evaluate.VERSION, inputs)
+    if not run.finished:
+        for metric, value in NUMBERS.items():
+            run.record(metric, value + shift, value + shift - 0.5, value + shift + 0.5, 32, "p", method=method)
+        run.finish()
+    return run.id
+
+
+@pytest.fixture(scope="module", autouse=True)
+def recorded():
+    ids = {method: record(CONFIG, method, i) for i, method in enumerate(evaluate.METHODS)}
+    for i, change in enumerate(list(evaluate.ABLATIONS.values())[1:]):
+        record(override(CONFIG, change), "rain", 10 + i)
+    pairs = {"preset": CONFIG.name, "pairs": [list(pair) for pair in evaluate.PAIRS]}
+    run = runs.open_run("compare", pairs, evaluate.VERSION, ids)
+    for i, (a, b) in enumerate(evaluate.PAIRS):
+        run.record("psnr_fg", 2.0 + i, 1.0 + i, 3.0 + i, 32, "p", a=a, b=b)
+    run.finish()
+    run = runs.open_run("speed", {"preset": CONFIG.name, "threads": 1}, bench.VERSION)
+    for contender, speed in {"DDIM, 20 steps": 1.0, "stream": 5.0}.items():
+        run.record("frames_per_second", 8 * speed, 7 * speed, 9 * speed, 5, bench.PROTOCOL, contender=contender)
+        run.record("speed", speed, speed, speed, 5, bench.PROTOCOL, contender=contender)
+    run.record("latency_frames", 16, contender="stream")
+    run.record("seconds", 0.1, 0.1, 0.1, 5, bench.PROTOCOL, contender="decoder")
+    run.finish()
+
+
+def split(table):
+    """(reported rows, our rows) by method."""
+    paper = table["source"].str.startswith("reported")
+    assert set(table["source"][~paper]) == {"measured here"}
+    return table[paper].set_index("method"), table[~paper].set_index("method")
+
+
+def test_table1_holds_every_row_of_the_paper_and_every_method():
+    paper, ours = split(tables.table1(CONFIG))
+    assert set(paper["source"]) == {"reported, Table 1"}
+    assert paper.loc["RAIN", ["PSNR ↑", "SSIM ↑", "LPIPS ↓", "FVD ↓"]].tolist() == ["23.99", "0.921", "0.063", "85.2"]
+    assert paper["PSNR ↑"].tolist() == ["–", "–", "24.07", "–", "34.75*", "38.49*", "23.99"]
+    assert set(paper["PSNR fg ↑"]) == set(paper["n"]) == {"–"}
+    assert list(ours.index) == list(evaluate.METHODS.values())
+    assert ours.loc["RAIN, wrong reference", "PSNR ↑"] == "23.00 [22.50, 23.50]"
+    assert ours.loc["copying the reference", "SSIM fg ↑"] == "0.600 [0.100, 1.100]"
+    assert set(ours["n"]) == {"32"} and set(ours["LPIPS ↓"]) == set(ours["FVD ↓"]) == {"–"}
+
+
+def test_overflowed_values_are_those_above_30():
+    above = {method: numbers[0] for method, numbers in tables.TABLE1.items() if (numbers[0] or 0) > 30}
+    assert above.items() < tables.OVERFLOWED.items() and tables.OVERFLOWED["RAIN"] != tables.TABLE1["RAIN"][0]
+
+
+def test_table2_says_on_what_it_was_measured():
+    paper, ours = split(tables.table2(CONFIG))
+    assert paper["frames/s ↑"].to_dict() == {"StreamDiffusion": "37.13", "Live2Diff": "16.43", "RAIN": "18.11"}
+    assert set(paper["on"]) == {"RTX 4090"} and set(paper["size"]) == {"512×512"} and set(ours["size"]) == {"32×24"}
+    assert ours["on"].str.endswith(", threads: 1").all()
+    assert list(ours.index) == ["DDIM, 20 steps", "stream"]  # parts of a turn have no frames a second
+    assert ours.loc["stream", ["frames/s ↑", "× DDIM ↑", "latency, frames ↓", "n"]].tolist() == [
+        "40.0 [35.0, 45.0]", "5.00 [5.00, 5.00]", "16", "5",
+    ]  # fmt: skip
+    assert ours.loc["DDIM, 20 steps", "latency, frames ↓"] == "–"
+
+
+def test_table3_pairs_the_papers_rows_with_ours_by_name():
+    paper, ours = split(tables.table3(CONFIG))
+    assert list(paper.index) == list(ours.index) == list(evaluate.ABLATIONS)
+    assert paper["FVD ↓"].tolist() == ["85.2", "145.8", "284.5"]
+    assert [cell.split()[0] for cell in ours["flicker ↓"]] == ["6.00", "12.00", "13.00"]
+    assert set(ours["border ratio ↓"]) == {"–"}  # not recorded here
+
+
+def test_differences_are_named_and_hold_what_was_compared():
+    table = tables.differences(CONFIG).set_index("method")
+    assert list(table.index) == [f"RAIN − {evaluate.METHODS[b]}" for b in ("copy", "wrong", "undistilled")]
+    assert table["PSNR fg ↑"].tolist() == ["2.00 [1.00, 3.00]", "3.00 [2.00, 4.00]", "4.00 [3.00, 5.00]"]
+
+
+@pytest.mark.parametrize(
+    ("row", "text"),
+    [
+        ({"value": 1.234, "ci_low": -0.004, "ci_high": 2.0}, "1.23 [0.00, 2.00]"),
+        ({"value": 16.0, "ci_low": None, "ci_high": None}, "16.00"),
+    ],
+)
+def test_cells(row, text):
+    assert tables.cell(row, 2) == text
+
+
+def test_shown_tables_are_the_same_every_time_and_mark_reported_rows():
+    table = tables.table3(CONFIG)
+    html = tables.show(table, "table3").data
+    assert html == tables.show(tables.table3(CONFIG), "table3").data
+    grey = html[html.index("<style") : html.index("</style>")]
+    assert "#T_table3_row2_col0" in grey and "#T_table3_row3_col0" not in grey and "285" not in html
+
+
+def test_print_all_prints_every_row_with_its_note(capsys):
+    tables.print_all(CONFIG)
+    out = capsys.readouterr().out
+    for make in (tables.table1, tables.table2, tables.table3):
+        for row in make(CONFIG).itertuples():
+            assert any(line.startswith(row.method) and row.source in line for line in out.splitlines())
+    assert [out.count(f"Table {i}, ") for i in (1, 2, 3)] == [1, 1, 1] and out.count("do not compare") == 3
+
+
+def test_nothing_recorded_names_the_command():
+    other = micro.micro(data__test_clips=7)
+    for make in (tables.table1, tables.table3, tables.differences):
+        with pytest.raises(FileNotFoundError, match="make tables"):
+            make(other)
