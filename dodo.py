@@ -144,7 +144,7 @@ def refresh(source: Path) -> None:
 
 
 def task_publish():
-    """Copy the finished runs behind tables and figures, and the weights that the notebooks start from."""
+    """Copy the runs behind tables and figures and the weights that notebooks start from; write the README's results."""
 
     def publish():
         final = {id for job in JOBS.values() for id in job.makes}
@@ -160,5 +160,13 @@ def task_publish():
         outdated += [p for p in checkpoint.SHIPPED.glob("*.safetensors") if p.stem not in shipped]
         for path in outdated:
             print("outdated, delete it if nothing refers to it:", path.relative_to(ROOT))
+        from rainlab import tables
+
+        page = ROOT / "README.md"
+        before, _, rest = page.read_text("utf-8").partition("<!-- results -->")
+        after = rest.partition("<!-- /results -->")[2]
+        with runs.atomic_path(page) as temporary:
+            block = f"<!-- results -->\n{tables.readme(FULL)}\n<!-- /results -->"
+            temporary.write_text(before + block + after, "utf-8")
 
     return {"actions": [publish], "uptodate": [False]}

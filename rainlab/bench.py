@@ -31,7 +31,7 @@ from rainlab.stream import Stream
 from rainlab.studio import body
 
 Contenders = dict[str, Callable[[], float]]
-VERSION = 1  # raised when `engine` or `turn` measure something else
+VERSION = 1  # raised when `engine` or `tick` measure something else
 PROTOCOL = "interleaved rounds: median, quartiles"
 
 
@@ -153,8 +153,8 @@ def engine(quick: bool, preset: Preset | None = None) -> Contenders:
 
 
 @benchmark("s")
-def turn(quick: bool, preset: Preset | None = None) -> Contenders:
-    """One turn of a running stream, K/p conditions in and K/p frames out, and its parts."""
+def tick(quick: bool, preset: Preset | None = None) -> Contenders:
+    """One tick of a running stream, K/p conditions in and K/p frames out, and its parts."""
     preset = preset or make_preset("tiny")
     clip = StudioClips("test", 1, preset.stream.window, preset.data.size)[0]
     model = RAIN.build(preset, motion=True, guidance=True)
@@ -168,7 +168,7 @@ def turn(quick: bool, preset: Preset | None = None) -> Contenders:
         return 1
 
     return {
-        "whole turn": partial(contender, whole.push, list(group)),
+        "whole tick": partial(contender, whole.push, list(group)),
         "pose guider": partial(contender, model.pose_guider, conditions),
         "network call": partial(contender, latents_only.tick, features),
         "decoder": partial(contender, model.autoencoder.decode_next, clean, None),
@@ -183,7 +183,7 @@ def turn(quick: bool, preset: Preset | None = None) -> Contenders:
 def measure(name: str, quick: bool = False, repetitions: int = 7, **options: Any) -> list[Row]:
     """Run one benchmark: each contender once unmeasured, then `repetitions` rounds of all. Raises KeyError.
 
-    `options` go to the benchmark: engine and turn take `preset`.
+    `options` go to the benchmark: engine and tick take `preset`.
     """
     bench, before = BENCHMARKS[name], torch.get_num_threads()
     torch.set_num_threads(bench.threads or before)
@@ -208,7 +208,7 @@ def speed(preset: Preset, record: bool = False) -> runs.Run:
         record: time it now, on this machine, and replace what `runs/` holds; False reads what was recorded last, here
             or in the repository, and raises FileNotFoundError if there is nothing.
 
-    Metrics: `frames_per_second` and `speed` (relative to DDIM) of `engine`'s contenders, `seconds` of `turn`'s, medians
+    Metrics: `frames_per_second` and `speed` (relative to DDIM) of `engine`'s contenders, `seconds` of `tick`'s, medians
     with quartiles in place of an interval; `latency_frames` of the streams; label `contender`.
     """
     if not record:
@@ -223,7 +223,7 @@ def speed(preset: Preset, record: bool = False) -> runs.Run:
             "speed": (row.speed, row.speed_low, row.speed_high),
         }.items():
             run.record(metric, *values, row.repetitions, PROTOCOL, contender=row.contender)
-    for row in measure("turn", repetitions=15, preset=preset):
+    for row in measure("tick", repetitions=15, preset=preset):
         run.record("seconds", row.median, row.low, row.high, row.repetitions, PROTOCOL, contender=row.contender)
     model = RAIN.build(preset, motion=True, guidance=True)
     for label, options in streams(preset).items():

@@ -53,7 +53,7 @@ class DataConfig:
     clips: int = 900  # training clips, one identity each in the studio
     frames: int = 32  # frames per training clip
     margin: int = 8  # stage 1: least distance of a target from its reference (Moore-AnimateAnyone's sample_margin)
-    test_clips: int = 32  # held-out clips, their identities never seen in training
+    test_clips: int = 64  # held-out clips, their identities never seen in training
     test_frames: int = 24  # driven frames per held-out clip
     test_gap: int = 24  # frames between the reference and the first driven one: in a stream the reference is old
 
@@ -167,12 +167,12 @@ class Preset:
 
 
 _TINY_MODEL = ModelConfig(
-    channels=(64, 128),
+    channels=(32, 64),
     cross_attention_dim=64,
     norm_groups=8,
     heads=2,
     guidance_dim=64,
-    guider_widths=(16, 32, 64, 96),
+    guider_widths=(16, 32, 64),
     context="small",
 )
 _SMALL_MODEL = replace(_TINY_MODEL, channels=(96, 160), cross_attention_dim=128)
@@ -202,7 +202,7 @@ PAPER_TASKS: dict[str, dict[str, Any]] = {
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         name="tiny",
-        autoencoder=AutoencoderConfig(factor=8, latent_channels=16, width=32),
+        autoencoder=AutoencoderConfig(width=32),
         model=_TINY_MODEL,
         train_autoencoder=StageConfig(steps=700, batch=16, learning_rate=2e-3, warmup=30, decay=0.5, ema=0.99),
         stage1=StageConfig(steps=800, batch=8, targets=4, learning_rate=1e-3, warmup=50, decay=0.5, ema=0.99),

@@ -87,7 +87,7 @@ def test_importing_runs_in_a_new_python():
 def test_unknown_benchmark_is_named(capsys):
     with pytest.raises(SystemExit):
         bench.main(["stduio"])
-    assert "got stduio, expected names of imports, studio, pose_pictures, engine, turn" in capsys.readouterr().err
+    assert "got stduio, expected names of imports, studio, pose_pictures, engine, tick" in capsys.readouterr().err
 
 
 CONFIG = micro.micro()  # K = 8, p = 4
@@ -124,15 +124,15 @@ def counted(model, seen):
     return model
 
 
-def test_a_turn_and_its_parts_run():
-    rows = bench.measure("turn", quick=True, repetitions=1, preset=CONFIG)
-    parts = ["whole turn", "pose guider", "network call", "decoder", "a new reference"]
+def test_a_tick_and_its_parts_run():
+    rows = bench.measure("tick", quick=True, repetitions=1, preset=CONFIG)
+    parts = ["whole tick", "pose guider", "network call", "decoder", "a new reference"]
     assert [row.contender for row in rows] == parts
     assert {row.unit for row in rows} == {"s"} and all(row.median > 0 for row in rows)
 
 
 def test_speed_is_recorded_read_again_and_replaced(monkeypatch):
-    medians = iter([20.0, 0.1, 30.0, 0.2])  # engine and turn, twice
+    medians = iter([20.0, 0.1, 30.0, 0.2])  # engine and tick, twice
 
     def measure(name, repetitions, preset):
         median = next(medians)

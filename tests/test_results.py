@@ -1,0 +1,47 @@
+"""What the repository publishes: the README's numbers are those of the committed runs, and they bear out its claims."""
+
+from pathlib import Path
+
+import pytest
+
+from rainlab import checkpoint, evaluate, runs, stages, tables
+from rainlab.config import override, preset
+
+TINY = preset("tiny")
+README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
+
+
+def test_every_stage_and_variant_is_published_and_shipped():
+    for stage in stages.STAGES:
+        assert stages.recorded(TINY, stage).path.parent == runs.published()
+        assert checkpoint.weights_file(stages.run_id(TINY, stage)).parent == checkpoint.SHIPPED
+    for change in evaluate.ABLATIONS.values():
+        assert stages.recorded(override(TINY, change), "distill3d")
+
+
+def test_readme_shows_the_published_numbers():
+    block = README.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
+    assert block.strip() == tables.readme(TINY).strip(), "run `doit publish`"
+
+
+@pytest.mark.parametrize(
+    ("other", "metric", "least"),
+    [("wrong", "psnr_fg", 2.0), ("copy", "psnr_fg", 0.0), ("copy", "ssim_fg", 0.0)],
+)
+def test_the_right_reference_helps_and_copying_does_not_do(other, metric, least):
+    difference = evaluate.compare(TINY).value(metric, a="rain", b=other)
+    assert difference["value"] > least and difference["ci_low"] > 0
+
+
+def test_motion_modules_lower_the_held_out_loss():
+    gain = stages.recorded(TINY, "stage2").value("v_loss_gain")
+    assert gain["ci_low"] > 0
+
+
+def test_all_figures_and_tables_of_the_paper_are_accounted_for():
+    rows = [line for line in README.splitlines() if line.startswith(("| Figure", "| Table"))]
+    named = " ".join(line.split("|")[1] for line in rows)
+    for number in range(1, 11):
+        assert str(number) in named.replace("Table", "").split() or f"{number}," in named, f"figure {number}"
+    assert all(f"Table {number}," in named for number in (1, 2, 3))
+    assert all(line.split("|")[3].strip() for line in rows)
