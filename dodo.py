@@ -69,7 +69,7 @@ JOBS = {
     "distill_causal": training("22_distill", CAUSAL, "distill3d", after=("stage2_causal", "distill")),
     "table1": Job("40_table1_quality", RECORD, ("distill",)),
     "ablations": Job("30_ablations", RECORD, ("distill_k8", "distill_causal", "table1")),
-    "table2": Job("41_table2_speed", RECORD, ("ablations",), threads=2),  # alone: it measures time
+    "table2": Job("41_table2_speed", RECORD, ("table3", "tour"), threads=2),  # last and alone: it measures time
     "table3": Job("42_table3", RECORD, ("ablations",)),
     "tour": Job("00_tour", {"preset": PRESET}, ("distill",)),
 }

@@ -18,6 +18,8 @@ NUMBERS = {
     "data.margin": 2,
     "data.test_frames": 10,
     "data.test_gap": 2,
+    "autoencoder.factor": 4,
+    "autoencoder.latent_channels": 4,
     "autoencoder.width": 8,
     "model.channels": (32, 32),
     "model.cross_attention_dim": 16,

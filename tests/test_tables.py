@@ -117,6 +117,13 @@ def test_print_all_prints_every_row_with_its_note(capsys):
     assert [out.count(f"Table {i}, ") for i in (1, 2, 3)] == [1, 1, 1] and out.count("do not compare") == 3
 
 
+def test_readme_holds_every_row_of_every_table():
+    lines = tables.readme(CONFIG).splitlines()
+    for make in (tables.table1, tables.table2, tables.table3, tables.differences):
+        for row in make(CONFIG).to_numpy().tolist():
+            assert lines.count(f"| {' | '.join(row)} |") == 1
+
+
 def test_nothing_recorded_names_the_command():
     other = micro.micro(data__test_clips=7)
     for make in (tables.table1, tables.table3, tables.differences):
