@@ -187,14 +187,14 @@ def print_all(preset: Preset) -> None:
 
 def readme(preset: Preset) -> str:
     """The README's results in Markdown: the three tables and the paired differences, from what is recorded."""
-    titles = {"table1": "Table 1: quality", "table2": "Table 2: speed", "table3": "Table 3: ablations"}
     makers = {"table1": table1, "table2": table2, "table3": table3}
     parts = [
         f"Measured by `make tables` at preset `{preset.name}` on two CPU cores: mean with 95 % bootstrap interval over "
         "the held-out clips. The runs behind these numbers are in [figures/runs](figures/runs)."
     ]
-    for name, title in titles.items():
-        parts += [f"**{title}.** {NOTES[name]}", _markdown(makers[name](preset))]
+    for name, make in makers.items():
+        title, _, note = NOTES[name].partition(". ")
+        parts += [f"**{title}.** {note}", _markdown(make(preset))]
     parts += ["**Paired differences** on the same clips.", _markdown(differences(preset))]
     return "\n\n".join(parts)
 
