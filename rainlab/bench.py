@@ -211,11 +211,12 @@ def speed(preset: Preset, record: bool = False) -> runs.Run:
     Metrics: `frames_per_second` and `speed` (relative to DDIM) of `engine`'s contenders, `seconds` of `tick`'s, medians
     with quartiles in place of an interval; `latency_frames` of the streams; label `contender`.
     """
+    timed = {"preset": preset.name, "model": preset.model, "autoencoder": preset.autoencoder, "size": preset.data.size}
     if not record:
-        if run := runs.find("speed", preset=preset.name):
+        if run := runs.find("speed", **timed):
             return run
         raise FileNotFoundError(f"no recorded speed for preset {preset.name!r}: make it with `make tables`")
-    config = {"preset": preset.name, "stream": preset.stream, "threads": torch.get_num_threads()}
+    config = timed | {"stream": preset.stream, "threads": torch.get_num_threads()}
     run = runs.open_run("speed", config, VERSION).clear()
     for row in measure("engine", repetitions=5, preset=preset):
         for metric, values in {

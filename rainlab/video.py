@@ -127,7 +127,7 @@ def crop_to(got: tuple[int, int], size: tuple[int, int], fit: str, path: str | P
 def _resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     if picture.shape[:2] == tuple(size):
         return picture
-    folded = torch.from_numpy(np.ascontiguousarray(picture)).permute(2, 0, 1)[None]
+    folded = torch.tensor(picture).permute(2, 0, 1)[None]
     return interpolate(folded, size, mode="bilinear", antialias=True)[0].permute(1, 2, 0).numpy()
 
 

@@ -182,7 +182,7 @@ def test_memory_stays_constant_over_ten_thousand_pushes():
     for _ in range(615):
         s.push(conditions)
     after = alive()
-    assert after[1] == before[1] and abs(after[0] - before[0]) < 50
+    assert after[1] == before[1] and abs(after[0] - before[0]) < 500  # one object a push would be 9,840
     assert all(t.untyped_storage().nbytes() == t.numel() * 4 for t in (s._latents, s._pose))  # no view on old frames
 
 

@@ -30,7 +30,9 @@ def recorded():
     for i, (a, b) in enumerate(evaluate.PAIRS):
         run.record("psnr_fg", 2.0 + i, 1.0 + i, 3.0 + i, 32, "p", a=a, b=b)
     run.finish()
-    run = runs.open_run("speed", {"preset": CONFIG.name, "threads": 1}, bench.VERSION)
+    speed = {"preset": CONFIG.name, "model": CONFIG.model, "autoencoder": CONFIG.autoencoder, "size": CONFIG.data.size}
+    speed |= {"threads": 1}
+    run = runs.open_run("speed", speed, bench.VERSION)
     for contender, speed in {"DDIM, 20 steps": 1.0, "stream": 5.0}.items():
         run.record("frames_per_second", 8 * speed, 7 * speed, 9 * speed, 5, bench.PROTOCOL, contender=contender)
         run.record("speed", speed, speed, speed, 5, bench.PROTOCOL, contender=contender)
