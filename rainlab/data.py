@@ -127,8 +127,7 @@ class TrainingSet:
         """Samples of a step: a reference frame and ``frames`` others of the same clip.
 
         ``window=True`` takes neighbouring frames (stage 2), else scattered ones, all at least ``margin`` away from the
-        reference (stage 1).
-        ``size`` is the whole batch, ``samples`` the part of it that is wanted.
+        reference (stage 1). ``size`` is the whole batch, ``samples`` the part of it that is wanted.
         """
         need = frames if window else frames + 2 * self.margin - 1  # wherever the reference stands
         if need > self.frames:

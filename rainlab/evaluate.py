@@ -284,9 +284,7 @@ def motion_gain(preset: Preset, repeats: int = 4) -> tuple[np.ndarray, np.ndarra
 
     Same clips, noise and time steps for both; nothing is dropped.
     """
-    clips, run = data.cached(data.clips_of(preset.data, "test"))
-    autoencoder = stages.load_model(preset, "autoencoder").autoencoder
-    clips.encode(autoencoder, run.path / f"latents-{stages.run_id(preset, 'autoencoder')}.npy")
+    clips = stages.training_set(preset, "stage2", split="test")
     means = []
     for stage in ("stage2", "stage1"):
         model = stages.load_model(preset, stage)

@@ -104,12 +104,12 @@ def _fill(model: RAIN, preset: Preset, chain: list[str]) -> tuple[RAIN, set[str]
 
 
 def fresh(
-    preset: Preset, stage: str, inputs_from: Preset | None = None
+    preset: Preset, stage: str, inputs_from: Preset | None = None, device: str | torch.device = "cpu"
 ) -> tuple[RAIN, losses.Loss, dict[str, Tensor] | None]:
-    """(model, loss, moving average to use or None) as the stage starts."""
+    """(model, loss, moving average to use or None) as the stage starts; teacher and target stand on ``device``, too."""
     source, guidance = inputs_from or preset, stage.startswith("distill")
     torch.manual_seed(stage_config(preset, stage).seed)
-    model = RAIN.build(preset, motion=stage in WINDOWED, guidance=guidance)
+    model = RAIN.build(preset, motion=stage in WINDOWED, guidance=guidance).to(device)
     if stage == "autoencoder":
         return model, losses.autoencoder_loss(model), None
     _fill(model, source, _chain(stage)[:-1])
@@ -117,7 +117,7 @@ def fresh(
         times = losses.staircase_times if stage == "stage2" else losses.uniform_times
         return model, losses.denoising_loss(model, preset, times), None
     # 3D: the student starts from the 2D consistency model, teacher and target from the original 2D network (AnimateLCM)
-    teacher = load_model(source, "stage2" if stage == "distill3d" else "stage1").denoising_unet
+    teacher = load_model(source, "stage2" if stage == "distill3d" else "stage1", device).denoising_unet
     target = deepcopy(model.denoising_unet)
     if stage == "distill3d":
         target.load_state_dict(teacher.state_dict(), strict=False)
@@ -128,10 +128,14 @@ def fresh(
 
 
 def training_set(
-    preset: Preset, stage: str, device: str | torch.device = "cpu", inputs_from: Preset | None = None
+    preset: Preset,
+    stage: str,
+    device: str | torch.device = "cpu",
+    inputs_from: Preset | None = None,
+    split: str = "train",
 ) -> data.TrainingSet:
-    """The training clips as a stage needs them: with latents for all but the autoencoder."""
-    clips, run = data.cached(data.clips_of(preset.data, "train"), preset.data.margin)
+    """The clips of a split as a stage needs them: with latents for all but the autoencoder."""
+    clips, run = data.cached(data.clips_of(preset.data, split), preset.data.margin)
     if stage == "autoencoder":
         return clips
     source = inputs_from or preset
@@ -152,8 +156,7 @@ def train_stage(
     if history := train.finished_history(run):
         return run, history
     clips = training_set(preset, stage, device, inputs_from)
-    model, loss, ema = fresh(preset, stage, inputs_from)
-    model.to(device)
+    model, loss, ema = fresh(preset, stage, inputs_from, device)
     model.denoising_unet.checkpointing = model.reference_unet.checkpointing = cfg.checkpointing
     state = train.start(model, model.trainable(stage), cfg, ema)
     frames = preset.stream.window if stage in WINDOWED else cfg.targets
