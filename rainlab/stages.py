@@ -109,7 +109,7 @@ def fresh(
     """(model, loss, moving average to use or None) as the stage starts; teacher and target stand on ``device``, too."""
     source, guidance = inputs_from or preset, stage.startswith("distill")
     torch.manual_seed(stage_config(preset, stage).seed)
-    model = RAIN.build(preset, motion=stage in WINDOWED, guidance=guidance).to(device)
+    model = RAIN.build(preset, motion=stage in WINDOWED, guidance=guidance)
     if stage == "autoencoder":
         return model, losses.autoencoder_loss(model), None
     _fill(model, source, _chain(stage)[:-1])
@@ -118,7 +118,7 @@ def fresh(
         return model, losses.denoising_loss(model, preset, times), None
     # 3D: the student starts from the 2D consistency model, teacher and target from the original 2D network (AnimateLCM)
     teacher = load_model(source, "stage2" if stage == "distill3d" else "stage1", device).denoising_unet
-    target = deepcopy(model.denoising_unet)
+    target = deepcopy(model.to(device).denoising_unet)
     if stage == "distill3d":
         target.load_state_dict(teacher.state_dict(), strict=False)
         start_guidance(target, 0.0)  # the original network knows no ω
@@ -157,6 +157,7 @@ def train_stage(
         return run, history
     clips = training_set(preset, stage, device, inputs_from)
     model, loss, ema = fresh(preset, stage, inputs_from, device)
+    model.to(device)
     model.denoising_unet.checkpointing = model.reference_unet.checkpointing = cfg.checkpointing
     state = train.start(model, model.trainable(stage), cfg, ema)
     frames = preset.stream.window if stage in WINDOWED else cfg.targets
