@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import torch
 
 from rainlab import pose
 from rainlab.runs import atomic_path
@@ -25,6 +26,7 @@ from rainlab.video import VideoError, crop_to, probe, read_video, write_video
 SPLITS = body.SPLITS
 PARTS = ("videos", "conditions", "masks")  # a data set's sub-folders with a NAME.mp4 per clip; masks may be missing
 STUDIO_LICENCE = "Apache-2.0"
+TOGETHER = 8  # studio clips rendered in one call: more gain nothing and need more memory
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +115,8 @@ def write_manifest(path: str | Path, entries: Sequence[Entry]) -> Path:
 class StudioClips(Sequence[Clip]):
     """`count` clips of the studio, the split's characters number start … start+count-1, each with a motion of its own.
 
-    A clip is rendered when asked for: the same bytes every time. Raises ValueError naming the argument that is wrong.
+    A clip is rendered when asked for: the same bytes every time. A slice renders its clips together, at 64×48
+    pixels in half the time. Raises ValueError naming the argument that is wrong.
     """
 
     def __init__(
@@ -141,22 +144,33 @@ class StudioClips(Sequence[Clip]):
         """The clip's name, known before it is rendered."""
         return f"{self.split}_{self._number(index):05d}"
 
-    def __getitem__(self, index: int) -> Clip:
-        seed = body.split_seeds(self.split, 1, self._number(index))
-        bodies = body.render(seed, seed, self.frames, self.size, self.fps)
-        return Clip(
-            frames=bodies.frames[0].numpy(),
-            condition=pose.draw(bodies.keypoints[0], self.size).numpy(),
-            name=self.name(index),
-            fps=self.fps,
-            split=self.split,
-            licence=STUDIO_LICENCE,
-            mask=bodies.mask[0].numpy(),
-            depth=bodies.depth[0].numpy(),
-            flow=bodies.flow[0].numpy(),
-            visible=bodies.visible[0].numpy(),
-            keypoints=bodies.keypoints[0].numpy(),
-        )
+    def __getitem__(self, index: int | slice) -> Clip | list[Clip]:
+        if not isinstance(index, slice):
+            return self._render([index])[0]
+        chosen = range(self.count)[index]
+        parts = (chosen[i : i + TOGETHER] for i in range(0, len(chosen), TOGETHER))
+        return [clip for part in parts for clip in self._render(part)]
+
+    def _render(self, indices: Sequence[int]) -> list[Clip]:
+        seeds = torch.cat([body.split_seeds(self.split, 1, self._number(index)) for index in indices])
+        bodies = body.render(seeds, seeds, self.frames, self.size, self.fps)
+        conditions = pose.draw(bodies.keypoints, self.size)
+        return [
+            Clip(
+                frames=bodies.frames[i].numpy(),
+                condition=conditions[i].numpy(),
+                name=self.name(index),
+                fps=self.fps,
+                split=self.split,
+                licence=STUDIO_LICENCE,
+                mask=bodies.mask[i].numpy(),
+                depth=bodies.depth[i].numpy(),
+                flow=bodies.flow[i].numpy(),
+                visible=bodies.visible[i].numpy(),
+                keypoints=bodies.keypoints[i].numpy(),
+            )
+            for i, index in enumerate(indices)
+        ]
 
     def fingerprint(self) -> dict:
         """All that determines the clips, for the hash of a run."""
@@ -198,7 +212,9 @@ class ManifestClips(Sequence[Clip]):
     def __len__(self) -> int:
         return len(self._windows)
 
-    def __getitem__(self, index: int) -> Clip:
+    def __getitem__(self, index: int | slice) -> Clip | list[Clip]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(len(self))[index]]
         entry, start = self._windows[operator.index(index)]
         video = probe(self.folder / entry.path)
         self._same(entry.path, (video["height"], video["width"]), entry.size, "pixels", "as the manifest has it")

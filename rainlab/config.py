@@ -54,7 +54,7 @@ class DataConfig:
     frames: int = 32  # frames per training clip
     margin: int = 8  # stage 1: least distance of a target from its reference (Moore-AnimateAnyone's sample_margin)
     test_clips: int = 64  # held-out clips, their identities never seen in training
-    test_frames: int = 24  # driven frames per held-out clip
+    test_frames: int = 16  # driven frames per held-out clip
     test_gap: int = 24  # frames between the reference and the first driven one: in a stream the reference is old
 
     @property
@@ -172,10 +172,10 @@ _TINY_MODEL = ModelConfig(
     norm_groups=8,
     heads=2,
     guidance_dim=64,
-    guider_widths=(16, 32, 64),
+    guider_widths=(8, 16, 32, 64),
     context="small",
 )
-_SMALL_MODEL = replace(_TINY_MODEL, channels=(96, 160), cross_attention_dim=128)
+_SMALL_MODEL = replace(_TINY_MODEL, channels=(96, 160), cross_attention_dim=128, guider_widths=(16, 32, 64))
 
 # UBC-Fashion (section 5.1); faces and style transfer differ in steps and ω (sections 5.2, 5.3, PAPER_TASKS)
 _PAPER = Preset(
@@ -202,13 +202,13 @@ PAPER_TASKS: dict[str, dict[str, Any]] = {
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         name="tiny",
-        autoencoder=AutoencoderConfig(width=32),
+        autoencoder=AutoencoderConfig(factor=8, latent_channels=16, width=32),
         model=_TINY_MODEL,
-        train_autoencoder=StageConfig(steps=700, batch=16, learning_rate=2e-3, warmup=30, decay=0.5, ema=0.99),
-        stage1=StageConfig(steps=800, batch=8, targets=4, learning_rate=1e-3, warmup=50, decay=0.5, ema=0.99),
-        stage2=StageConfig(steps=160, batch=2, learning_rate=1e-3, warmup=20, decay=0.5, ema=0.98),
-        distill2d=StageConfig(steps=80, batch=6, targets=4, learning_rate=3e-4, warmup=10, decay=0.5, ema=0.95),
-        distill3d=StageConfig(steps=80, batch=2, learning_rate=3e-4, warmup=10, decay=0.5, ema=0.95),
+        train_autoencoder=StageConfig(steps=1200, batch=8, learning_rate=2e-3, warmup=30, decay=0.5, ema=0.99),
+        stage1=StageConfig(steps=1700, batch=4, targets=4, learning_rate=2e-3, warmup=50, decay=0.5, ema=0.99),
+        stage2=StageConfig(steps=300, batch=1, learning_rate=1e-3, warmup=20, decay=0.5, ema=0.98),
+        distill2d=StageConfig(steps=120, batch=4, targets=4, learning_rate=3e-4, warmup=10, decay=0.5, ema=0.95),
+        distill3d=StageConfig(steps=120, batch=1, learning_rate=3e-4, warmup=10, decay=0.5, ema=0.95),
     ),
     "small": Preset(
         name="small",

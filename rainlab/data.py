@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +24,7 @@ from rainlab.model import to_signed
 from rainlab.vae import VAE
 
 VERSION = 1  # raised when the arrays of the same clips would come out differently
-SAVE_EVERY = 50  # clips between two notes of how far the arrays are filled
+AT_ONCE = 8  # clips rendered or decoded together, and between two notes of how far the arrays are filled
 
 
 @dataclass
@@ -171,16 +170,12 @@ def _fill(clips: Sequence[Clip], folder: Path, files: list[Path]) -> None:
         for file, pictures in zip(files, (first.frames, first.condition), strict=True)
     ]
 
-    def write(i: int) -> None:
-        clip = clips[i]
-        arrays[0][i], arrays[1][i] = clip.frames, clip.condition
-
-    # threads: rendering and decoding release the interpreter lock, and no process needs to import anything again
-    with ThreadPoolExecutor(2) as pool, tqdm(total=len(clips), initial=done, desc="clips", leave=False) as bar:
-        for begin in range(done, len(clips), SAVE_EVERY):
-            end = min(begin + SAVE_EVERY, len(clips))
-            for _ in pool.map(write, range(begin, end)):
-                bar.update()
+    with tqdm(total=len(clips), initial=done, desc="clips", leave=False) as bar:
+        for begin in range(done, len(clips), AT_ONCE):
+            part = clips[begin : begin + AT_ONCE]
+            for i, clip in enumerate(part, begin):
+                arrays[0][i], arrays[1][i] = clip.frames, clip.condition
             for array in arrays:
                 array.flush()
-            runs.write_json(note, {"clips": end})
+            bar.update(len(part))
+            runs.write_json(note, {"clips": begin + len(part)})

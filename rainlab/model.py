@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import torch
@@ -140,12 +141,20 @@ def dead_parameters(reference_unet: UNet) -> list[str]:
 
 
 def start_guidance(unet: UNet, scale: float) -> None:
-    """First values of the ω projection: zero as in LCM, or normal of deviation ``scale``/√e.
+    """First values of the ω projection: zero as in LCM, or random in the columns that tell ω = 1 … 4 apart.
 
-    At small scale a zero start leaves ω without effect within the steps there are (measured), hence the choice.
+    At small scale a zero start leaves ω without effect within the steps there are, and a random start on all columns
+    lets it act out of order (both measured): the fast columns of the embedding of ω·1000 alias. So only the columns
+    that turn by less than half a circle between ω = 1 and 4 start off zero, with deviation ``scale``/√(their number).
     """
     weight = unet.time_embedding.cond_proj.weight
-    nn.init.normal_(weight, std=scale / weight.shape[1] ** 0.5) if scale else nn.init.zeros_(weight)
+    nn.init.zeros_(weight)
+    if scale:
+        half = weight.shape[1] // 2
+        slow = 3000.0 * torch.exp(torch.arange(half) * -(math.log(10000.0) / (half - 1))) < math.pi
+        slow = F.pad(slow.repeat(2), (0, weight.shape[1] % 2))
+        with torch.no_grad():
+            weight[:, slow] = torch.randn(weight.shape[0], int(slow.sum())) * scale / float(slow.sum()) ** 0.5
 
 
 def to_unit(pictures: Tensor) -> Tensor:

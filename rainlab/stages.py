@@ -18,7 +18,7 @@ from rainlab import checkpoint, data, distill, losses, runs, train
 from rainlab.config import Preset, StageConfig
 from rainlab.model import RAIN, STAGES, start_guidance, to_signed
 
-VERSIONS = {"autoencoder": 1, "stage1": 1, "stage2": 1, "distill2d": 1, "distill3d": 1}  # raised when results change
+VERSIONS = {"autoencoder": 2, "stage1": 2, "stage2": 2, "distill2d": 2, "distill3d": 2}  # raised when results change
 INPUTS = {
     "autoencoder": (),
     "stage1": ("autoencoder",),

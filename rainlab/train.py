@@ -114,7 +114,7 @@ def start(model: nn.Module, names: list[str], cfg: StageConfig, ema: dict[str, T
         ema = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     ema = {name: ema[name] for name in parameters}  # the same order: the update runs over both lists
     values = list(parameters.values())
-    optimizer = torch.optim.AdamW(values, lr=cfg.learning_rate, weight_decay=cfg.weight_decay)
+    optimizer = torch.optim.AdamW(values, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
     return State(parameters, ema, optimizer)
 
 

@@ -89,6 +89,15 @@ def test_studio_clips_are_a_sequence_and_start_counts_characters(studio):
     assert [clip.name for clip in studio] == [studio.name(0), studio.name(1)]  # iteration ends at IndexError
     with pytest.raises(IndexError):
         studio[2]
+    assert studio[5:] == []
+
+
+def test_a_slice_is_rendered_together_and_gives_the_same_clips():
+    studio = StudioClips("val", 11, 2, (32, 24))  # more than are rendered in one call
+    for clip, alone in zip(studio[1:], (studio[i] for i in range(1, 11)), strict=True):
+        for part in ("frames", "condition", "mask", "depth", "flow", "visible", "keypoints"):
+            assert np.array_equal(getattr(clip, part), getattr(alone, part)), part
+        assert clip.name == alone.name
 
 
 @pytest.mark.parametrize(

@@ -77,8 +77,9 @@ def test_undistilled_is_stage_2_without_guidance(held):
     options = evaluate.stream_options(CONFIG.stream) | {"guidance": None}
     stream = Stream(model, batch=len(held.reference), **options)
     stream.reference(held.reference)
-    pushed = stream.push([held.condition[:, i] for i in range(FRAMES)]) + stream.flush()
-    assert np.array_equal(np.stack(pushed, axis=1), frames)
+    window = CONFIG.stream.window
+    pushed = stream.push([held.condition[:, i] for i in evaluate.mirrored(FRAMES, window, window)])
+    assert np.array_equal(np.stack(pushed[window : window + FRAMES], axis=1), frames)
 
 
 def test_many_clips_stream_some_side_by_side(held, monkeypatch):
@@ -87,6 +88,12 @@ def test_many_clips_stream_some_side_by_side(held, monkeypatch):
     frames = evaluate.stream(model, held.reference, held.condition, CONFIG.stream)
     first = evaluate.stream(model, held.reference[:1], held.condition[:1], CONFIG.stream)
     assert frames.shape == held.frames.shape and np.array_equal(frames[:1], first)
+
+
+def test_streams_are_measured_in_full_flow():
+    """Before and behind a clip runs its mirror image, however short the clip."""
+    assert evaluate.mirrored(4, 6, 4).tolist() == [0, 1, 2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1]
+    assert evaluate.mirrored(1, 2, 2).tolist() == [0] * 5
 
 
 def test_unknown_methods_are_named(held):

@@ -5,9 +5,19 @@ import pytest
 import torch
 from goldens import keys, worst
 
+from rainlab import schedule
 from rainlab.config import preset
 from rainlab.guider import PoseGuider
-from rainlab.model import RAIN, SmallContext, build_context, dead_parameters, guided_v, to_signed, to_uint8
+from rainlab.model import (
+    RAIN,
+    SmallContext,
+    build_context,
+    dead_parameters,
+    guided_v,
+    start_guidance,
+    to_signed,
+    to_uint8,
+)
 from rainlab.unet import UNet
 from rainlab.vae import TAESDV
 
@@ -102,3 +112,16 @@ def test_context_of_a_configuration():
     assert isinstance(build_context(micro.micro().model), SmallContext)
     with pytest.raises(FileNotFoundError, match="image_encoder"):
         build_context(preset("paper").model)
+
+
+def test_the_omega_dial_starts_smooth():
+    """Along ω = 1 … 4 the projection moves on without turning back: its first values leave out what aliases."""
+    unet = micro.model(guidance=True).denoising_unet
+    start_guidance(unet, 1.0)
+    omega = torch.linspace(1, 4, 31)
+    with torch.no_grad():
+        shift = unet.time_embedding.cond_proj(schedule.guidance_embedding(omega, unet.cfg.guidance_dim))
+    away = (shift - shift[0]).norm(dim=1)
+    assert (away.diff() > 0).all() and away[-1] > 0.5 * shift.norm(dim=1).mean()
+    start_guidance(unet, 0.0)
+    assert not unet.time_embedding.cond_proj.weight.any()
