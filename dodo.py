@@ -69,8 +69,8 @@ JOBS = {
     "distill_k8": training("22_distill", K8, "distill3d", after=("stage2_k8", "distill")),
     "distill_causal": training("22_distill", CAUSAL, "distill3d", after=("stage2_causal", "distill")),
     "table1": Job("40_table1_quality", RECORD, ("distill",)),
-    "ablations": Job("30_ablations", RECORD, ("distill_k8", "distill_causal", "table1")),
-    "table2": Job("41_table2_speed", RECORD, ("table3", "tour"), threads=2),  # last and alone: it measures time
+    "ablations": Job("30_ablations", RECORD, ("distill_k8", "distill_causal")),  # shares a run with table1: one waits
+    "table2": Job("41_table2_speed", RECORD, ("table1", "table3", "tour"), threads=2),  # last, alone: measures time
     "table3": Job("42_table3", RECORD, ("ablations",)),
     "tour": Job("00_tour", {"preset": PRESET}, ("distill",)),
 }

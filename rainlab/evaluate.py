@@ -39,7 +39,8 @@ ABLATIONS = {
 }
 """Section 5.4: what is varied, as overrides of a preset; the first is the paper's setting."""
 SIDE_BY_SIDE = 8  # streams in one batch
-STILL = 16  # clips whose pose is frozen to measure flicker: it differs little from clip to clip
+STANDING_STILL = ("undistilled", "rain")  # methods whose flicker is measured, by a frozen pose,
+STILL = 16  # in that many clips: it differs little from clip to clip
 
 
 @dataclass(frozen=True)
@@ -146,7 +147,7 @@ def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
         record: compute and record it in ``runs/`` unless that is done; False reads what was recorded, here or in the
             repository, and raises FileNotFoundError if there is nothing.
 
-    Metrics: all of :data:`rainlab.metrics.MEASURES`; for streamed methods also ``flicker``, of streams driven by one
+    Metrics: all of :data:`rainlab.metrics.MEASURES`; for STANDING_STILL also ``flicker``, of streams driven by one
     frozen pose for as many frames as a test clip has, ``flicker_border_ratio``, and ``flicker_step``, the same change
     step by step (label ``step``: index of the later frame); labelled ``method``. The per-clip values stay in
     ``values.json``.
@@ -173,9 +174,8 @@ def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
     held = held_out(preset)
     model = None if method == "copy" else load(preset, method)
     frames = generate(preset, method, held, model)
-    streamed = method not in WITHOUT_MODEL
     values = metrics.evaluate(frames, held.frames, held.mask)
-    if streamed:
+    if method in STANDING_STILL:
         frozen = np.repeat(held.condition[:STILL, :1], held.frames.shape[1], axis=1)
         still = stream(model, held.reference[:STILL], frozen, preset.stream)
         size = preset.stream.window // preset.stream.groups

@@ -150,7 +150,11 @@ def curves(
             axes.plot(xs, ys, color=line.get_color(), alpha=0.25, linewidth=0.8, zorder=1)
     axes.set(xlabel=xlabel or x, ylabel=ylabel or y, yscale="log" if log else "linear", title=title or "")
     axes.margins(x=0.01)
-    if any(series):
+    if len(series) > 3:  # too many for a free corner: below the axes
+        columns = 2 if max(map(len, series)) > 20 else 6
+        figure.set_figheight(3.4 + 0.25 * -(-len(series) // columns))
+        figure.legend(loc="outside lower center", ncols=columns)
+    elif any(series):
         axes.legend()
     return figure
 
@@ -168,25 +172,28 @@ def bars_with_ci(
     label: str = "model",
     units: Mapping[str, str] | None = None,
     title: str | None = None,
+    origins: Mapping[str, float] | None = None,
 ) -> Figure:
     """Bars from recorded rows (`Run.metrics()`): one panel a metric, one bar for each value of the label column.
 
-    Rows without ci_low and ci_high (reported ones) have no whisker and a grey bar. `units`: metric -> text.
+    Rows without ci_low and ci_high (reported ones) have no whisker and a grey bar. `units`: metric -> text; `origins`:
+    metric -> where its bars begin, 0 if not named (1 for a ratio).
     """
     metrics, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("metric", label))
     figure = new_figure(2 + 2.6 * len(metrics), 0.9 + 0.42 * len(names), layout="constrained")
     panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
+        left = (origins or {}).get(metric, 0.0)
         for row in (row for row in rows if row["metric"] == metric):
             at, end, measured = names.index(row[label]), row["value"], row.get("ci_low") is not None
-            axes.barh(at, row["value"], height=0.6, color=COLOURS[0] if measured else "#C3C8CE", alpha=0.85)
+            axes.barh(at, end - left, 0.6, left, color=COLOURS[0] if measured else "#C3C8CE", alpha=0.85)
             if measured:
                 end = row["ci_high"]
                 axes.plot([row["ci_low"], end], [at, at], color=INK, linewidth=1.4, solid_capstyle="butt")
             text = f"{row['value']:.4g}"
-            axes.annotate(text, (max(end, 0), at), (5, 0), textcoords="offset points", va="center", fontsize=9)
+            axes.annotate(text, (max(end, left), at), (5, 0), textcoords="offset points", va="center", fontsize=9)
         axes.set(xlabel=(units or {}).get(metric, ""), title=metric, yticks=range(len(names)), yticklabels=names)
-        axes.margins(x=0.22)  # room for the numbers; bars start at zero, where barh has put the axis
+        axes.margins(x=0.22)  # room for the numbers; the axis starts where the bars do: barh sees to it
         axes.grid(False, axis="y")
         axes.tick_params(axis="y", length=0)
     panels[0].invert_yaxis()

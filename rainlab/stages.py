@@ -140,7 +140,8 @@ def training_set(
         return clips
     source = inputs_from or preset
     autoencoder = load_model(source, "autoencoder", device).autoencoder
-    return clips.encode(autoencoder, run.path / f"latents-{run_id(source, 'autoencoder')}.npy")
+    with run.lock():  # other processes wait and find them made
+        return clips.encode(autoencoder, run.path / f"latents-{run_id(source, 'autoencoder')}.npy")
 
 
 def train_stage(

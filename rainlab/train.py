@@ -6,6 +6,7 @@ progress. Under ``torchrun`` each process computes its share of every batch and 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -26,6 +27,7 @@ from rainlab.data import Draw, TrainingSet
 from rainlab.losses import Loss
 
 CHECKPOINT = "state.safetensors"
+MESSAGE = 2**25  # numbers that processes send each other at once
 
 
 @dataclass
@@ -93,11 +95,17 @@ def train(loss: Loss, state: State, data: TrainingSet, cfg: StageConfig, frames:
 
 
 def _average(parameters: list[nn.Parameter], world: int) -> None:
-    if world > 1:
-        for parameter in parameters:
-            if parameter.grad is not None:
-                dist.all_reduce(parameter.grad)
-                parameter.grad /= world
+    """Gradients become their mean over the processes, sent in few large messages: each of them has a fixed cost."""
+    if world == 1:
+        return
+    grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    while grads:
+        count = max(1, sum(total <= MESSAGE for total in itertools.accumulate(grad.numel() for grad in grads)))
+        message, grads = grads[:count], grads[count:]
+        flat = torch.cat([grad.flatten() for grad in message])
+        dist.all_reduce(flat)
+        for grad, mean in zip(message, (flat / world).split([grad.numel() for grad in message]), strict=True):
+            grad.copy_(mean.view_as(grad))
 
 
 def start(model: nn.Module, names: list[str], cfg: StageConfig, ema: dict[str, Tensor] | None = None) -> State:

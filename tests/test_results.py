@@ -24,9 +24,11 @@ def test_readme_shows_the_published_numbers():
     assert block.strip() == tables.readme(TINY).strip(), "run `doit publish`"
 
 
-@pytest.mark.parametrize(("other", "least"), [("wrong", 2.0), ("copy", 0.0)])
-def test_the_right_reference_helps_and_copying_does_not_do(other, least):
-    difference = evaluate.compare(TINY).value("psnr_fg", a="rain", b=other)
+@pytest.mark.parametrize(
+    ("metric", "other", "least"), [("psnr_fg", "wrong", 2.0), ("psnr_fg", "copy", 0.0), ("ssim_fg", "copy", 0.0)]
+)
+def test_the_right_reference_helps_and_copying_does_not_do(metric, other, least):
+    difference = evaluate.compare(TINY).value(metric, a="rain", b=other)
     assert difference["value"] > least and difference["ci_low"] > 0
 
 
