@@ -9,16 +9,20 @@ from rainlab.vae import KL, TAESD, TAESDV, SmallVAE, build
 
 
 def test_published_streaming_decoder():
-    f, vae = golden("f_taesdv"), filled(TAESDV(), "taesdv")
+    """In float64: in float32 the convolutions of some processors alone differ by more than the tolerance."""
+    f, vae = golden("f_taesdv"), filled(TAESDV(), "taesdv").double()
     assert {k: list(v.shape) for k, v in vae.state_dict().items()} == keys("rain_keys")["taesdv"]["keys"]
-    first, memory = vae.decode_next(f["in/latents"][:, :4])
+    latents = f["in/latents"].double()
+    first, memory = vae.decode_next(latents[:, :4])
     assert worst(first / 2 + 0.5, f["out/slice1"]) < 2e-6
     assert len(memory) == 10 and worst(memory[9], f["out/mem_after1/9"]) < 2e-6
-    second, memory = vae.decode_next(f["in/latents"][:, 4:], memory)
+    second, memory = vae.decode_next(latents[:, 4:], memory)
     assert worst(second / 2 + 0.5, f["out/slice2"]) < 2e-6
     assert worst(memory[0], f["out/mem_after2/0"]) < 2e-6
-    assert worst(vae.decode_next(f["in/latents"])[0], torch.cat([first, second], 1)) < 4e-6
-    assert worst(vae.decode(f["in/latents"][0])[:1], first[0, :1]) < 4e-6  # a single picture is a stream's first
+    assert worst(vae.decode_next(latents)[0], torch.cat([first, second], 1)) < 1e-12
+    assert worst(vae.decode(latents[0])[:1], first[0, :1]) < 1e-12  # a single picture is a stream's first
+    once = vae.float().decode_next(f["in/latents"])[0]
+    assert worst(once, torch.cat([first, second], 1)) < 2e-5
 
 
 @pytest.mark.parametrize(("factor", "channels"), [(4, 4), (8, 8)])
