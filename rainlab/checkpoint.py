@@ -28,13 +28,23 @@ def weights_file(run_id: str) -> Path:
         if path.is_file():
             return path
     raise FileNotFoundError(
-        f"weights of {run_id}: not in {runs.folder().name}/ and not shipped with rainlab; train them with `make tables`"
+        f"weights of {run_id}: not in {runs.folder().name}/ and not shipped; train them with `make tables`,"
+        " those of another preset than tiny with `make tables PRESET=small`"
     )
 
 
 def load_weights(run_id: str) -> dict[str, Tensor]:
-    """fp32 tensors by full parameter name, as far as that run trained them."""
-    return {name: tensor.float() for name, tensor in load_file(weights_file(run_id)).items()}
+    """fp32 tensors by full parameter name, as far as that run trained them.
+
+    Raises:
+        FileNotFoundError: as in :func:`weights_file`. ValueError: the file is damaged, naming it.
+    """
+    path = weights_file(run_id)
+    try:
+        return {name: tensor.float() for name, tensor in load_file(path).items()}
+    except SafetensorError as error:
+        fix = "delete its run and call `make tables`" if path.parent.name == run_id else "get it again: git checkout"
+        raise ValueError(f"{path.name} of {run_id}: not a complete safetensors file ({error}); {fix}") from error
 
 
 def ship(run_id: str) -> Path:

@@ -127,3 +127,15 @@ def test_whole_models_in_one_file(here, tmp_path):
 def test_unknown_stages_are_named():
     with pytest.raises(ValueError, match="got 'stage3'"):
         stages.run_id(CONFIG, "stage3")
+
+
+def test_damaged_weights_are_named_with_a_way_out(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
+    (tmp_path / "stage1-0.safetensors").write_bytes(b"\x09")
+    with pytest.raises(ValueError, match="stage1-0.safetensors of stage1-0: not a complete .* git checkout"):
+        checkpoint.load_weights("stage1-0")
+    monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path))
+    (tmp_path / "stage1-1").mkdir()
+    (tmp_path / "stage1-1" / "weights.safetensors").write_bytes(b"\x09")
+    with pytest.raises(ValueError, match="weights.safetensors of stage1-1: .* delete its run and call `make tables`"):
+        checkpoint.load_weights("stage1-1")
