@@ -26,7 +26,7 @@ from rainlab.video import VideoError, crop_to, probe, read_video, write_video
 SPLITS = body.SPLITS
 PARTS = ("videos", "conditions", "masks")  # a data set's sub-folders with a NAME.mp4 per clip; masks may be missing
 STUDIO_LICENCE = "Apache-2.0"
-TOGETHER = 8  # studio clips rendered in one call: more gain nothing and need more memory
+TOGETHER = 8  # clips asked for in one slice and rendered in one call: more gain nothing and need more memory
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,13 +18,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rainlab import runs
-from rainlab.clips import Clip, ManifestClips, StudioClips
+from rainlab.clips import TOGETHER, Clip, ManifestClips, StudioClips
 from rainlab.config import DataConfig
 from rainlab.model import to_signed
 from rainlab.vae import VAE
 
 VERSION = 1  # raised when the arrays of the same clips would come out differently
-AT_ONCE = 8  # clips rendered or decoded together, and between two notes of how far the arrays are filled
 
 
 @dataclass
@@ -171,8 +170,8 @@ def _fill(clips: Sequence[Clip], folder: Path, files: list[Path]) -> None:
     ]
 
     with tqdm(total=len(clips), initial=done, desc="clips", leave=False) as bar:
-        for begin in range(done, len(clips), AT_ONCE):
-            part = clips[begin : begin + AT_ONCE]
+        for begin in range(done, len(clips), TOGETHER):
+            part = clips[begin : begin + TOGETHER]
             for i, clip in enumerate(part, begin):
                 arrays[0][i], arrays[1][i] = clip.frames, clip.condition
             for array in arrays:

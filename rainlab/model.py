@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rainlab import vae
+from rainlab import schedule, vae
 from rainlab.config import ModelConfig, Preset
 from rainlab.guider import PoseGuider
 from rainlab.unet import UNet
@@ -150,8 +150,7 @@ def start_guidance(unet: UNet, scale: float) -> None:
     weight = unet.time_embedding.cond_proj.weight
     nn.init.zeros_(weight)
     if scale:
-        half = weight.shape[1] // 2
-        slow = 3000.0 * torch.exp(torch.arange(half) * -(math.log(10000.0) / (half - 1))) < math.pi
+        slow = (4 - 1) * 1000.0 * schedule.guidance_rates(weight.shape[1]) < math.pi
         slow = F.pad(slow.repeat(2), (0, weight.shape[1] % 2))
         with torch.no_grad():
             weight[:, slow] = torch.randn(weight.shape[0], int(slow.sum())) * scale / float(slow.sum()) ** 0.5

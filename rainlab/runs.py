@@ -15,24 +15,19 @@ import dataclasses
 import hashlib
 import json
 import os
-import platform
 import re
 import secrets
 import shutil
-import subprocess
-import sys
 import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from rainlab import __version__
+from rainlab.provenance import made_with
 
 FILES = ("config.json", "metrics.json", "provenance.json")  # written in this order: the last one makes a run finished
 
@@ -182,7 +177,8 @@ class Run:
         self._refuse_if_finished()
         write_json(self.path / "config.json", self._identity())
         write_json(self.path / "metrics.json", list(self._rows.values()))
-        write_json(self.path / "provenance.json", _provenance(time.perf_counter() - self._opened) | {"run": self.id})
+        made = made_with(root(), time.perf_counter() - self._opened)
+        write_json(self.path / "provenance.json", made | {"run": self.id})
         return self
 
     def clear(self) -> "Run":
@@ -256,46 +252,3 @@ def publish(run: Run) -> Path:
             with atomic_path(target / file) as temporary:
                 shutil.copyfile(run.path / file, temporary)
     return target
-
-
-def _provenance(seconds: float) -> dict:
-    """How and on what the run was made. No path, user or host name: the file is committed."""
-    changes = _command("git", "status", "--porcelain", "--", "rainlab")
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 1),  # of this process: a resumed run doesn't count what was interrupted
-        "commit": _command("git", "rev-parse", "HEAD"),
-        "dirty": None if changes is None else changes != "",  # the package differs from that commit
-        "versions": {
-            "rainlab": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "cuda": torch.version.cuda,
-        },
-        "hardware": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "cpu": _cpu(),
-            "cores": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        },
-    }
-
-
-def _command(*words: str) -> str | None:
-    """What a command prints, run in the project root; None if it fails or isn't there."""
-    try:
-        return subprocess.run(words, cwd=root(), capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return None
-
-
-def _cpu() -> str:
-    """The processor's model name."""
-    if sys.platform == "linux":
-        names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-        return names[0] if names else platform.machine()
-    if sys.platform == "darwin":
-        return _command("sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
-    return platform.processor()

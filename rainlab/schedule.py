@@ -168,11 +168,18 @@ def guidance_embedding(guidance: Tensor, dim: int = 512) -> Tensor:
 
     ω is the strength of classifier-free guidance v_null + ω (v - v_null), passed raw (diffusers' LCM passes ω - 1).
     """
-    half = dim // 2
-    index = torch.arange(half, dtype=guidance.dtype, device=guidance.device)
-    rate = torch.exp(index * -(math.log(10000.0) / (half - 1)))
-    angle = guidance[:, None] * 1000.0 * rate
+    angle = guidance[:, None] * 1000.0 * guidance_rates(dim, guidance)
     return torch.nn.functional.pad(torch.cat([angle.sin(), angle.cos()], dim=1), (0, dim % 2))
+
+
+def guidance_rates(dim: int, like: Tensor | None = None) -> Tensor:
+    """How fast the columns of :func:`guidance_embedding` turn with ω·1000, ``(dim // 2,)``, 1 … 1e-4, float32.
+
+    ``like``: a tensor whose type and device are wanted instead.
+    """
+    like = torch.zeros(0) if like is None else like
+    index = torch.arange(dim // 2, dtype=like.dtype, device=like.device)
+    return torch.exp(index * -(math.log(10000.0) / (dim // 2 - 1)))
 
 
 def ddim_times(steps: int, train_timesteps: int = TRAIN_TIMESTEPS) -> Tensor:

@@ -56,7 +56,7 @@ NOTES = {
     "Medians [quartiles] of n interleaved rounds.",
     "table3": "Table 3, ablations. Reported rows: UBC-Fashion, 768×512. Our rows: held-out studio characters, one "
     "training each. The two kinds of rows do not compare; the order of ours is reported, not asserted. "
-    "[95 % interval], n clips; flicker and border ratio: the first 16 of them, driven by a frozen pose.",
+    f"[95 % interval], n clips; flicker and border ratio: the first {evaluate.STILL} of them, driven by a frozen pose.",
 }
 """What has to stand with each table."""
 

@@ -181,7 +181,7 @@ def test_an_unfinished_run_is_resumed_in_the_same_folder():
 def test_killed_between_the_files_of_finish_is_unfinished(monkeypatch):
     run = runs.open_run("eval", {}, version=1)
     run.record("psnr", 1)
-    monkeypatch.setattr(runs, "_provenance", lambda seconds: 1 / 0)
+    monkeypatch.setattr(runs, "made_with", lambda project, seconds: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run.finish()
     assert (run.path / "metrics.json").exists()

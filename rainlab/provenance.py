@@ -1,0 +1,61 @@
+"""What a run was made with: code, versions and hardware."""
+
+import os
+import platform
+import re
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from rainlab import __version__
+
+
+def made_with(project: Path, seconds: float) -> dict:
+    """How and on what a run was made: date, code, versions, hardware. No path, user or host name: it is committed.
+
+    Args:
+        project: folder of the git repository. seconds: what the run took.
+    """
+    changes = _command(project, "git", "status", "--porcelain", "--", "rainlab")
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1),  # of this process: a resumed run doesn't count what was interrupted
+        "commit": _command(project, "git", "rev-parse", "HEAD"),
+        "dirty": None if changes is None else changes != "",  # the package differs from that commit
+        "versions": {
+            "rainlab": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+            "cuda": torch.version.cuda,
+        },
+        "hardware": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cpu": _cpu(project),
+            "cores": os.cpu_count(),
+            "torch_threads": torch.get_num_threads(),
+            "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+        },
+    }
+
+
+def _command(folder: Path, *words: str) -> str | None:
+    """What a command prints, run in `folder`; None if it fails or isn't there."""
+    try:
+        return subprocess.run(words, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _cpu(project: Path) -> str:
+    """The processor's model name."""
+    if sys.platform == "linux":
+        names = re.findall(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        return names[0] if names else platform.machine()
+    if sys.platform == "darwin":
+        return _command(project, "sysctl", "-n", "machdep.cpu.brand_string") or platform.machine()
+    return platform.processor()
