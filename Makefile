@@ -3,6 +3,7 @@
 # LAB_FLAGS=... further flags of JupyterLab.
 
 SHELL   := bash
+unexport PYTHONDONTWRITEBYTECODE  # packages are installed without bytecode, which takes a minute: the first import writes it
 WORKERS ?= 2
 VENV    := .venv
 BIN     := $(VENV)/bin
@@ -65,7 +66,7 @@ $(STAMP): environment.yml pyproject.toml $(if $(FRESH),FORCE)
 	rm -f $(STAMP); \
 	echo "installing the versions of environment.yml"; \
 	sed -n -e '1,/- pip:/d' -e 's/^ *- *//p' environment.yml > $(VENV)/requirements.txt; \
-	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -r $(VENV)/requirements.txt \
+	$(BIN)/python -m pip install --disable-pip-version-check --no-compile --progress-bar off -r $(VENV)/requirements.txt \
 	  | awk '/^Collecting .*[(]from -r/ {print "  " $$2} /^Installing/ {print "  unpacking " NF - 3 " packages"} \
 	      {fflush()}'; \
 	echo "$(CURDIR)" > $(STAMP)

@@ -59,13 +59,13 @@ RECORD = {"preset": PRESET, "record": True}
 # The dependencies also keep two cores busy: the long chain first, the ablations' trainings beside it.
 JOBS = {
     "autoencoder": training("12_autoencoder", FULL, "autoencoder", threads=2),
-    "studio": Job("10_studio"),
-    "data_prep": Job("11_data_prep"),
     "stage1": training("20_stage1_image", FULL, "stage1", after=("autoencoder",), threads=2),
     "stage2": training("21_stage2_temporal", FULL, "stage2", after=("stage1",)),
     "stage2_k8": training("21_stage2_temporal", K8, "stage2", after=("stage1",)),
     "distill": training("22_distill", FULL, "distill2d", "distill3d", after=("stage2",)),
     "stage2_causal": training("21_stage2_temporal", CAUSAL, "stage2", after=("stage2",)),
+    "studio": Job("10_studio", after=("stage2",)),  # needs nothing before it, but here a core is free
+    "data_prep": Job("11_data_prep", after=("stage2",)),
     "distill_k8": training("22_distill", K8, "distill3d", after=("stage2_k8", "distill")),
     "distill_causal": training("22_distill", CAUSAL, "distill3d", after=("stage2_causal", "distill")),
     "table1": Job("40_table1_quality", RECORD, ("distill",)),
