@@ -205,6 +205,12 @@ def notebook_faults(notebook):
                 faults.append(f"code cell {number} has an error output")
             if output.get("name") == "stderr":
                 faults.append(f"code cell {number} has stderr output: strip it")
+    trained_later = set(re.findall(r'train_stage\(\w+, "(\w+)"', "\n".join("".join(cell["source"]) for cell in code)))
+    for number, cell in enumerate(code):  # a new preset has no shipped weights
+        source = "".join(cell["source"])
+        early = set(re.findall(r'load_model\(\w+, "(\w+)"', source)) & trained_later
+        faults += [f"code cell {number} loads {stage} before its training" for stage in sorted(early)]
+        trained_later -= set(re.findall(r'train_stage\(\w+, "(\w+)"', source))
     found = re.findall(r"(?<![\w.])/(?:work|root|home|tmp|Users)/[^\s\"'\\]*", readable(notebook))
     return faults + [f"absolute path {path}" for path in sorted(set(found))]
 
@@ -247,6 +253,7 @@ def code_cell(source, count, *outputs, tags=()):
 
 
 PARAMETERS = 'steps = 30  # of the demonstration\nseed: int = -1  # any\nname = "a"  # of the run'
+LOAD, TRAIN = 'stages.load_model(full, "stage2")', 'stages.train_stage(shown, "stage2", where)'
 PICTURE = {"output_type": "display_data", "data": {"image/png": "iVBO/tmp/x", "text/html": "base64,AA/tmp/x"}}
 
 
@@ -263,6 +270,8 @@ PICTURE = {"output_type": "display_data", "data": {"image/png": "iVBO/tmp/x", "t
         ("more than 20 lines", [code_cell(PARAMETERS + "\n#" * 18, 1, tags=["parameters"])]),
         ("error output", [code_cell(PARAMETERS, 1, {"output_type": "error"}, tags=["parameters"])]),
         ("stderr", [code_cell(PARAMETERS, 1, {"output_type": "stream", "name": "stderr"}, tags=["parameters"])]),
+        ("loads stage2 before", [code_cell(PARAMETERS, 1, tags=["parameters"]), code_cell(f"{LOAD}\n{TRAIN}", 2)]),
+        (None, [code_cell(PARAMETERS, 1, tags=["parameters"]), code_cell(TRAIN, 2), code_cell(LOAD, 3)]),
         ("absolute path /home/me", [code_cell(PARAMETERS + "\n# /home/me/x", 1, tags=["parameters"])]),
     ],
 )
