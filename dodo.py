@@ -39,40 +39,47 @@ DOIT_CONFIG = {
 
 @dataclass(frozen=True)
 class Job:
-    """One notebook run: ``stage`` names the trainings it makes, ``threads`` is what it may use of the two cores."""
+    """One notebook run: ``makes`` are the trainings it leaves behind, ``threads`` is what it may use of the two cores.
+
+    ``beforehand``: a stage that two processes train first (half a batch each; small networks gain nothing from a second
+    thread); the notebook finds it trained.
+    """
 
     notebook: str
     parameters: dict = field(default_factory=dict)
     after: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
     threads: int = 1
+    beforehand: str = ""
 
 
-def training(notebook: str, preset, *trained: str, after: tuple[str, ...] = (), threads: int = 1) -> Job:
+def training(notebook: str, preset, *trained: str, after: tuple[str, ...] = (), **options) -> Job:
     parameters = {"preset": PRESET, "steps": 0, "clips": 0}
     if set(trained) & set(stages.WINDOWED):
         parameters |= {"window": preset.stream.window, "causal": preset.stream.causal}
-    return Job(notebook, parameters, after, tuple(stages.run_id(preset, stage) for stage in trained), threads)
+    return Job(notebook, parameters, after, tuple(stages.run_id(preset, stage) for stage in trained), **options)
 
 
 RECORD = {"preset": PRESET, "record": True}
-# The dependencies also keep two cores busy: the long chain first, the ablations' trainings beside it.
+# Some dependencies only keep two cores busy: equal halves beside each other, what measures time last and alone.
 JOBS = {
     "autoencoder": training("12_autoencoder", FULL, "autoencoder", threads=2),
-    "stage1": training("20_stage1_image", FULL, "stage1", after=("autoencoder",), threads=2),
+    "studio": Job("10_studio"),
+    "data_prep": Job("11_data_prep"),
+    "stage1": training(
+        "20_stage1_image", FULL, "stage1", after=("autoencoder", "data_prep"), threads=2, beforehand="stage1"
+    ),
     "stage2": training("21_stage2_temporal", FULL, "stage2", after=("stage1",)),
     "stage2_k8": training("21_stage2_temporal", K8, "stage2", after=("stage1",)),
     "distill": training("22_distill", FULL, "distill2d", "distill3d", after=("stage2",)),
     "stage2_causal": training("21_stage2_temporal", CAUSAL, "stage2", after=("stage2",)),
-    "studio": Job("10_studio", after=("stage2",)),  # needs nothing before it, but here a core is free
-    "data_prep": Job("11_data_prep", after=("stage2",)),
     "distill_k8": training("22_distill", K8, "distill3d", after=("stage2_k8", "distill")),
     "distill_causal": training("22_distill", CAUSAL, "distill3d", after=("stage2_causal", "distill")),
-    "table1": Job("40_table1_quality", RECORD, ("distill",)),
-    "ablations": Job("30_ablations", RECORD, ("distill_k8", "distill_causal")),  # shares a run with table1: one waits
-    "table2": Job("41_table2_speed", RECORD, ("table1", "table3", "tour"), threads=2),  # last, alone: measures time
+    "ablations": Job("30_ablations", RECORD, ("distill_k8", "distill_causal")),
+    "table1": Job("40_table1_quality", RECORD, ("distill", "distill_k8")),  # shares a run with ablations: one waits
     "table3": Job("42_table3", RECORD, ("ablations",)),
-    "tour": Job("00_tour", {"preset": PRESET}, ("distill",)),
+    "tour": Job("00_tour", {"preset": PRESET}, ("distill", "ablations")),
+    "table2": Job("41_table2_speed", RECORD, ("table1", "table3", "tour"), threads=2),
 }
 
 
@@ -107,6 +114,10 @@ def execute(source: Path, out: Path, job: Job, **environment: str) -> None:
     # glibc gives freed tensors back to the kernel and asks for them again at every step: 13 % of a training's time
     keep = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(10**10))
     environment = os.environ | {"OMP_NUM_THREADS": str(job.threads)} | keep | environment
+    if job.beforehand:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        command += ["-m", "rainlab.stages", job.beforehand, "--preset", PRESET]
+        subprocess.run(command, check=True, env=environment | {"OMP_NUM_THREADS": "1"})
     with runs.atomic_path(out) as temporary:
         command = [sys.executable, "-m", "papermill", str(source), str(temporary), "--cwd", str(source.parent), *values]
         subprocess.run(command, check=True, env=environment)

@@ -50,8 +50,8 @@ class DataConfig:
     height: int = 64
     width: int = 48
     fps: float = 12.0
-    clips: int = 720  # training clips, one identity each in the studio
-    frames: int = 32  # frames per training clip
+    clips: int = 900  # training clips, one identity each in the studio
+    frames: int = 24  # frames per training clip
     margin: int = 8  # stage 1: least distance of a target from its reference (Moore-AnimateAnyone's sample_margin)
     test_clips: int = 64  # held-out clips, their identities never seen in training
     test_frames: int = 16  # driven frames per held-out clip
@@ -205,14 +205,14 @@ PRESETS: dict[str, Preset] = {
         autoencoder=AutoencoderConfig(factor=8, latent_channels=16, width=32),
         model=_TINY_MODEL,
         train_autoencoder=StageConfig(steps=1100, batch=8, learning_rate=2e-3, warmup=30, decay=0.5, ema=0.99),
-        stage1=StageConfig(steps=1600, batch=4, targets=4, learning_rate=2e-3, warmup=50, decay=0.5, ema=0.99),
+        stage1=StageConfig(steps=1300, batch=8, targets=4, learning_rate=2e-3, warmup=50, decay=0.5, ema=0.99),
         stage2=StageConfig(steps=260, batch=1, learning_rate=1e-3, warmup=20, decay=0.5, ema=0.98),
         distill2d=StageConfig(steps=100, batch=4, targets=4, learning_rate=3e-4, warmup=10, decay=0.5, ema=0.95),
         distill3d=StageConfig(steps=100, batch=1, learning_rate=3e-4, warmup=10, decay=0.5, ema=0.95),
     ),
     "small": Preset(
         name="small",
-        data=DataConfig(clips=6000, test_clips=64, test_frames=48),
+        data=DataConfig(clips=6000, frames=32, test_frames=48),
         autoencoder=AutoencoderConfig(latent_channels=8, width=64),
         model=_SMALL_MODEL,
         train_autoencoder=StageConfig(steps=20_000, batch=32, learning_rate=1e-3, decay=0.5),

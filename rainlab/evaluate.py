@@ -23,7 +23,7 @@ from rainlab.model import RAIN, guided_v, to_signed, to_uint8, to_unit
 from rainlab.stream import Stream
 from rainlab.unet import TemporalAttention, UNet
 
-VERSION = 2  # raised when a method's numbers would come out differently
+VERSION = 3  # raised when a method's numbers would come out differently
 METHODS = {
     "copy": "copying the reference",
     "autoencoder": "autoencoder alone (ceiling)",
@@ -89,8 +89,8 @@ def generate(preset: Preset, method: str, held: HeldOut, model: RAIN | None = No
 def stream(model: RAIN, reference: np.ndarray, condition: np.ndarray, cfg: StreamConfig) -> np.ndarray:
     """Frames of finite clips as they come out in the middle of an endless stream; some clips run side by side.
 
-    The driver is continued at both ends by its mirror image, K conditions before and K - K/p behind: every frame
-    returned spent its whole life in a full window, whatever K is. Soft start and drain are not measured.
+    The driver is continued at both ends by its mirror image, by K - K/p conditions: every frame returned spent its
+    whole life in a full window, whatever K is. Soft start and drain are not measured.
 
     Args:
         reference: uint8 ``(b, h, w, 3)``. condition: uint8 ``(b, f, h, w, 3)``.
@@ -100,14 +100,15 @@ def stream(model: RAIN, reference: np.ndarray, condition: np.ndarray, cfg: Strea
     """
     options = stream_options(cfg, guided=bool(model.denoising_unet.cfg.guidance_dim))
     length, size = condition.shape[1], cfg.window // cfg.groups
-    driver = mirrored(length, cfg.window, cfg.window - size + -length % size)
+    around = cfg.window - size
+    driver = mirrored(length, around, around + -length % size)
     films = []
     for first in tqdm(range(0, len(reference), SIDE_BY_SIDE), "streams", leave=False):
         part = slice(first, first + SIDE_BY_SIDE)
         running = Stream(model, batch=len(reference[part]), **options)
         running.reference(reference[part])
         frames = running.push([condition[part, i] for i in driver])
-        films.append(np.stack(frames[cfg.window : cfg.window + length], axis=1))
+        films.append(np.stack(frames[around : around + length], axis=1))
     return np.concatenate(films)
 
 

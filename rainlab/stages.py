@@ -2,11 +2,15 @@
 
     autoencoder ─▶ stage1 ─▶ stage2 ──┐
                      └────▶ distill2d ┴▶ distill3d
+
+`torchrun --nproc_per_node 8 -m rainlab.stages stage1 --preset paper` trains a stage on several processes; the notebook
+then finds the training done, evaluates and records it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import argparse
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import asdict
 
@@ -15,7 +19,8 @@ import torch
 from torch import Tensor
 
 from rainlab import checkpoint, data, distill, losses, runs, train
-from rainlab.config import Preset, StageConfig
+from rainlab.config import PRESETS, Preset, StageConfig
+from rainlab.config import preset as make_preset
 from rainlab.model import RAIN, STAGES, start_guidance, to_signed
 
 VERSIONS = {"autoencoder": 2, "stage1": 2, "stage2": 2, "distill2d": 2, "distill3d": 2}  # raised when results change
@@ -140,7 +145,7 @@ def training_set(
         return clips
     source = inputs_from or preset
     autoencoder = load_model(source, "autoencoder", device).autoencoder
-    with run.lock():  # other processes wait and find them made
+    with run.lock(), train.alone():  # other processes wait and find them made
         return clips.encode(autoencoder, run.path / f"latents-{run_id(source, 'autoencoder')}.npy")
 
 
@@ -182,3 +187,19 @@ def _latent_scale(model: RAIN, state: train.State, clips: data.TrainingSet) -> d
     vae = model.autoencoder
     vae.normalise(to_signed(torch.from_numpy(pictures)).to(vae.mean.device))
     return {"autoencoder.mean": vae.mean, "autoencoder.std": vae.std}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: train one stage of a preset, alone or as one of torchrun's processes."""
+    parser = argparse.ArgumentParser(prog="python -m rainlab.stages", description="Train one stage, resuming.")
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--preset", default="tiny", choices=sorted(PRESETS))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    run, history = train_stage(make_preset(options.preset), options.stage, options.device)
+    if train.first_process():
+        print(f"{run.id}: {history[-1]['step']} steps, loss {history[-1]['loss']:.4f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -12,6 +12,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -176,7 +177,7 @@ def fit(
     steps since the last save. ``each`` is called after every step, ``extra`` at the end for tensors to keep beside the
     weights. History rows: step, loss (mean since the row before), grad_norm, learning_rate, seconds.
     """
-    if dist.is_initialized() and dist.get_rank() > 0:  # only the first process writes
+    if not first_process():  # only that one writes
         for now in train(loss, _resumed(state, run), data, cfg, frames, window):
             if each:
                 each(now)
@@ -237,3 +238,19 @@ def join_processes() -> None:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def first_process() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """For work on the CPU that the other processes wait for: this one may use their threads meanwhile."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads * (dist.get_world_size() if dist.is_initialized() else 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -50,9 +50,11 @@ class Attention(nn.Module):
         self.to_v = nn.Linear(context_dim, dim, bias=False)
         self.to_out = nn.ModuleList([nn.Linear(dim, dim)])  # a list because the published key is to_out.0
 
+    def only(self, context: Tensor) -> Tensor:
+        """What every query gets from a context of one token ``(n, 1, d)``, on which the softmax is 1: ``(n, 1, c)``."""
+        return self.to_out[0](self.to_v(context))
+
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None, extra: Tensor | None = None) -> Tensor:
-        if context.shape[1] == 1 and extra is None:  # softmax over a single key is 1: every query gets that value
-            return self.to_out[0](self.to_v(context).expand_as(x))
         q, k, v = self.to_q(x), self.to_k(context), self.to_v(context)
         if extra is not None:  # (b, m, c): projected once per sample, then shared by its frames
             f = x.shape[0] // extra.shape[0]
@@ -100,7 +102,8 @@ class SpatialBlock(nn.Module):
             own = torch.ones(x.shape[0], x.shape[1], dtype=torch.bool, device=x.device)
             mask = torch.cat([own, keep.expand(-1, reference.shape[1])], dim=1)[:, None, None]
         x = x + self.attn1(h, h, mask=mask, extra=reference)
-        x = x + self.attn2(self.norm2(x), cond.context)
+        alone = cond.context.shape[1] == 1
+        x = x + (self.attn2.only(cond.context) if alone else self.attn2(self.norm2(x), cond.context))
         return x + self.ff(self.norm3(x))
 
 
