@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from rainlab import checkpoint, runs, stages
-from rainlab.config import override
+from rainlab.config import PRESETS, override
 from rainlab.model import dead_parameters
 from rainlab.stream import Stream
 
@@ -88,6 +88,14 @@ def test_the_target_of_two_dimensional_distillation_is_the_student(here):
 def test_finished_work_is_not_done_again(here):
     run, history = stages.train_stage(CONFIG, "stage2", each=lambda state: pytest.fail("trained again"))
     assert len(history) == 4 and run.finished
+
+
+def test_the_command_line_trains_a_stage_of_a_preset(here, monkeypatch, capsys):
+    monkeypatch.setitem(PRESETS, "micro", CONFIG)
+    stages.main(["stage1", "--preset", "micro", "--device", "cpu"])
+    assert capsys.readouterr().out.startswith(f"{stages.run_id(CONFIG, 'stage1')}: 4 steps, loss ")
+    with pytest.raises(SystemExit):
+        stages.main(["stage3"])
 
 
 def test_a_trial_starts_from_another_presets_stages(here):
