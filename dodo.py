@@ -78,7 +78,7 @@ JOBS = {
     "ablations": Job("30_ablations", RECORD, ("distill_k8", "distill_causal")),
     "table1": Job("40_table1_quality", RECORD, ("distill", "distill_k8")),  # shares a run with ablations: one waits
     "table3": Job("42_table3", RECORD, ("ablations",)),
-    "tour": Job("00_tour", {"preset": PRESET}, ("distill", "ablations")),
+    "tour": Job("00_tour", {"preset": PRESET}, ("distill", "table1")),
     "table2": Job("41_table2_speed", RECORD, ("table1", "table3", "tour"), threads=2),
 }
 
