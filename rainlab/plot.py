@@ -3,10 +3,8 @@
 Every function returns a closed matplotlib Figure: a notebook cell that ends in the call shows it exactly once.
 """
 
-import base64
-import tempfile
+import io
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -17,7 +15,6 @@ from matplotlib.patches import Rectangle
 
 from rainlab.figures import ACCENT, CLEAN, COLOURS, GREY, INK, NOISE, STYLE, new_figure, save, use_style
 from rainlab.schedule import TRAIN_TIMESTEPS, check_window, stream_times
-from rainlab.video import write_video
 
 __all__ = [
     "attention", "bars_with_ci", "curves", "depth_rgb", "flow_rgb", "save", "sheet", "staircase", "strip", "use_style",
@@ -107,21 +104,18 @@ def depth_rgb(depth: np.ndarray) -> np.ndarray:
 
 
 def video(frames: np.ndarray, fps: float = 12.0, scale: int = 4) -> Any:
-    """Frames ``uint8 (f, h, w, 3)`` as a playing h264 video inside the notebook: an IPython HTML object.
+    """Frames ``uint8 (f, h, w, 3)`` as a film that plays in the notebook, again and again: an IPython Image.
 
-    Enlarged by the whole factor `scale` without smoothing; an odd last row or column is repeated (h264 wants even
-    sizes). The video is part of the page: nothing else has to be kept.
+    An animated WebP, enlarged by the whole factor `scale` without smoothing. JupyterLab shows pictures at once, but no
+    videos in a notebook that was opened and not executed, since it does not trust its HTML.
     """
-    from IPython.display import HTML
+    from IPython.display import Image
+    from PIL.Image import fromarray
 
-    frames = _pictures(frames, "frames").repeat(scale, 1).repeat(scale, 2)
-    height, width = frames.shape[1:3]
-    frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
-    with tempfile.TemporaryDirectory() as folder:
-        write_video(Path(folder) / "video.mp4", frames, fps)
-        data = base64.b64encode((Path(folder) / "video.mp4").read_bytes()).decode("ascii")
-    source = f'<source type="video/mp4" src="data:video/mp4;base64,{data}">'
-    return HTML(f'<video controls loop autoplay muted playsinline width="{width}" height="{height}">{source}</video>')
+    first, *others = (fromarray(frame) for frame in _pictures(frames, "frames").repeat(scale, 1).repeat(scale, 2))
+    data = io.BytesIO()
+    first.save(data, "webp", save_all=True, append_images=others, duration=1000 / fps, loop=0, quality=80)
+    return Image(data.getvalue(), format="webp", width=first.width, height=first.height)
 
 
 @mpl.rc_context(STYLE)

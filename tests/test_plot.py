@@ -1,9 +1,11 @@
 import base64
 import inspect
+import io
 import re
 
 import matplotlib as mpl
 import numpy as np
+import PIL.Image
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -13,7 +15,6 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from rainlab import figures, plot
-from rainlab.video import read_video
 
 mpl.use("Agg")
 
@@ -113,21 +114,19 @@ def test_near_is_brighter_than_far():
     assert colours[0, 0].max() < 10
 
 
-@pytest.mark.parametrize(
-    ("size", "scale", "encoded"), [((8, 6), 4, (32, 24)), ((7, 5), 1, (8, 6)), ((7, 5), 3, (22, 16))]
-)
-def test_video_plays_the_frames(tmp_path, size, scale, encoded):
+@pytest.mark.parametrize(("size", "scale"), [((8, 6), 4), ((7, 5), 1), ((7, 5), 3)])
+def test_video_plays_the_frames(size, scale):
     shades = np.array([20, 120, 220], np.uint8)
     frames = np.broadcast_to(shades[:, None, None, None], (3, *size, 3))
     shown = plot.video(frames, fps=5, scale=scale)
-    assert repr(shown) == "<IPython.core.display.HTML object>"
+    mime, metadata = shown._repr_mimebundle_()
+    assert metadata["image/webp"] == {"width": size[1] * scale, "height": size[0] * scale}
     assert shown.data == plot.video(frames, fps=5, scale=scale).data
-    tag = "<video controls loop autoplay muted playsinline "
-    assert shown.data.startswith(tag + f'width="{size[1] * scale}" height="{size[0] * scale}">')
-    (tmp_path / "video.mp4").write_bytes(base64.b64decode(re.search(r"base64,([^\"]+)", shown.data)[1]))
-    decoded, fps = read_video(tmp_path / "video.mp4")
-    assert decoded.shape == (3, *encoded, 3) and fps == 5
-    np.testing.assert_allclose(decoded.mean((1, 2, 3)), shades, atol=4)
+    film = PIL.Image.open(io.BytesIO(base64.b64decode(mime["image/webp"])))
+    assert (film.n_frames, film.info["loop"], film.size) == (3, 0, (size[1] * scale, size[0] * scale))
+    for number, shade in enumerate(shades):
+        film.seek(number)
+        assert abs(np.asarray(film.convert("RGB")).mean() - shade) < 4 and film.info["duration"] == 200
 
 
 # -- charts ----------------------------------------------------------------------------------------------------------
