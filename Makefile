@@ -23,7 +23,7 @@ CANDIDATES = $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 python3
 SUITABLE   = import sys, venv, ensurepip; v = sys.version_info; \
 	(3, 11) <= v < (3, 14) and print(v.minor, sys._base_executable)
 
-.PHONY: help setup tables test lab notebooks clean FORCE
+.PHONY: help setup tables train test lab notebooks clean FORCE
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -32,6 +32,9 @@ setup: $(STAMP)  ## make .venv with the versions of environment.yml
 
 tables: setup  ## train, evaluate, draw the figures and print the tables; continues where it was interrupted
 	@$(DOIT)
+
+train: setup  ## only the trainings, of the preset small unless PRESET names another
+	@$(RUN) python -m doit preset="$(or $(PRESET),small)" train
 
 test: setup  ## ruff, unit tests, and the committed notebooks against their outputs
 	@status=0; export OMP_NUM_THREADS=1; $(RUN); \

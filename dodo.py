@@ -1,9 +1,10 @@
 """Everything as doit tasks: notebook runs (trainings included) through papermill, tables, committed notebooks.
 
     doit                       what `make tables` calls: run what is stale, print the tables
+    doit preset=small          another preset
+    doit preset=small train    only its trainings
     doit list                  the tasks
     doit job:stage2            one notebook run and what it needs
-    doit preset=small          another preset
     doit notebooks             execute the committed notebooks again, at their defaults
     doit publish               copy the final runs' JSON to figures/runs/ and their weights to rainlab/weights/
 """
@@ -62,25 +63,26 @@ def training(notebook: str, preset, *trained: str, after: tuple[str, ...] = (), 
 
 RECORD = {"preset": PRESET, "record": True}
 # Some dependencies only keep two cores busy: equal halves beside each other, what measures time last and alone.
-JOBS = {
+TRAININGS = {
     "autoencoder": training("12_autoencoder", FULL, "autoencoder", threads=2),
-    "studio": Job("10_studio"),
-    "data_prep": Job("11_data_prep"),
-    "stage1": training(
-        "20_stage1_image", FULL, "stage1", after=("autoencoder", "data_prep"), threads=2, beforehand="stage1"
-    ),
+    "stage1": training("20_stage1_image", FULL, "stage1", after=("autoencoder",), threads=2, beforehand="stage1"),
     "stage2": training("21_stage2_temporal", FULL, "stage2", after=("stage1",)),
     "stage2_k8": training("21_stage2_temporal", K8, "stage2", after=("stage1",)),
     "distill": training("22_distill", FULL, "distill2d", "distill3d", after=("stage2",)),
     "stage2_causal": training("21_stage2_temporal", CAUSAL, "stage2", after=("stage2",)),
     "distill_k8": training("22_distill", K8, "distill3d", after=("stage2_k8", "distill")),
     "distill_causal": training("22_distill", CAUSAL, "distill3d", after=("stage2_causal", "distill")),
+}
+MEASUREMENTS = {
+    "studio": Job("10_studio"),
+    "data_prep": Job("11_data_prep"),
     "ablations": Job("30_ablations", RECORD, ("distill_k8", "distill_causal")),
     "table1": Job("40_table1_quality", RECORD, ("distill", "distill_k8")),  # shares a run with ablations: one waits
     "table3": Job("42_table3", RECORD, ("ablations",)),
     "tour": Job("00_tour", {"preset": PRESET}, ("distill", "table1")),
     "table2": Job("41_table2_speed", RECORD, ("table1", "table3", "tour"), threads=2),
 }
+JOBS = TRAININGS | MEASUREMENTS
 
 
 def task_job():
@@ -132,6 +134,11 @@ def task_tables():
         tables.print_all(FULL)
 
     return {"actions": [show], "task_dep": [f"job:{name}" for name in JOBS], "uptodate": [False]}
+
+
+def task_train():
+    """Train every stage of a preset, and the ablations' variants."""
+    return {"actions": None, "task_dep": [f"job:{name}" for name in TRAININGS]}
 
 
 def task_notebooks():

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rainlab import __version__, evaluate, pose, runs
+from rainlab import __version__, pose, runs, sampling
 from rainlab.clips import Clip, StudioClips
 from rainlab.config import Preset
 from rainlab.config import preset as make_preset
@@ -119,7 +119,7 @@ def streams(preset: Preset) -> dict[str, dict[str, Any]]:
     """Options of the streams that are timed: the preset's own, half its window, twice its calls between two pops."""
     own = preset.stream
     changed = (own, replace(own, window=own.window // 2), replace(own, steps_per_group=2 * own.steps_per_group))
-    return {f"stream, K = {cfg.window}, N = {cfg.steps_per_group}": evaluate.stream_options(cfg) for cfg in changed}
+    return {f"stream, K = {cfg.window}, N = {cfg.steps_per_group}": sampling.stream_options(cfg) for cfg in changed}
 
 
 def _running(model: RAIN, clip: Clip, options: dict[str, Any]) -> Stream:
@@ -139,7 +139,7 @@ def engine(quick: bool, preset: Preset | None = None) -> Contenders:
     preset = preset or make_preset("tiny")
     clip, steps = StudioClips("test", 1, preset.stream.window, preset.data.size)[0], 2 if quick else 20
     window = clip.frames[:1], clip.condition[None]
-    ddim = partial(evaluate.sample, RAIN.build(preset, motion=True, guidance=False).eval(), *window, steps)
+    ddim = partial(sampling.sample, RAIN.build(preset, motion=True, guidance=False).eval(), *window, steps)
     distilled = RAIN.build(preset, motion=True, guidance=True)
     running = {label: _running(distilled, clip, options) for label, options in streams(preset).items()}
     calls = {f"DDIM, {steps} steps": ddim, f"DDIM, {steps} steps, guided": partial(ddim, preset.stream.guidance)}
@@ -158,7 +158,7 @@ def tick(quick: bool, preset: Preset | None = None) -> Contenders:
     preset = preset or make_preset("tiny")
     clip = StudioClips("test", 1, preset.stream.window, preset.data.size)[0]
     model = RAIN.build(preset, motion=True, guidance=True)
-    whole, latents_only = (_running(model, clip, evaluate.stream_options(preset.stream)) for _ in range(2))
+    whole, latents_only = (_running(model, clip, sampling.stream_options(preset.stream)) for _ in range(2))
     group = clip.condition[: whole.group_size]
     conditions = to_unit(torch.from_numpy(group))[None]
     features, clean = model.pose_guider(conditions), latents_only.contents[0][:, : whole.group_size]

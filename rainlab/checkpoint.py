@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ from rainlab.config import preset as make_preset
 from rainlab.model import RAIN
 
 SHIPPED = Path(__file__).parent / "weights"  # fp16 weights of final runs, part of the package
+SUMS = "SHA256SUMS"  # their checksums, in the format of `sha256sum --check`
 
 
 def weights_file(run_id: str) -> Path:
@@ -37,22 +39,40 @@ def load_weights(run_id: str) -> dict[str, Tensor]:
     """fp32 tensors by full parameter name, as far as that run trained them.
 
     Raises:
-        FileNotFoundError: as in :func:`weights_file`. ValueError: the file is damaged, naming it.
+        FileNotFoundError: as in :func:`weights_file`. ValueError: the file is damaged, naming it and what to do.
     """
     path = weights_file(run_id)
+    if path.parent == SHIPPED and (got := _digest(path)) != (expected := _sums().get(path.name)):
+        raise ValueError(f"{path.name}: got sha256 {got}, expected {expected} ({SUMS}); get it again: git checkout")
     try:
         return {name: tensor.float() for name, tensor in load_file(path).items()}
     except SafetensorError as error:
-        fix = "delete its run and call `make tables`" if path.parent.name == run_id else "get it again: git checkout"
+        fix = "delete its run and call `make tables`"
         raise ValueError(f"{path.name} of {run_id}: not a complete safetensors file ({error}); {fix}") from error
 
 
 def ship(run_id: str) -> Path:
-    """Copy a run's weights into the package as fp16; returns the file."""
+    """Copy a run's weights into the package as fp16, and note their checksum; returns the file."""
     tensors = {name: tensor.half().contiguous() for name, tensor in load_weights(run_id).items()}
-    with runs.atomic_path(SHIPPED / f"{run_id}.safetensors") as temporary:
+    path = SHIPPED / f"{run_id}.safetensors"
+    with runs.atomic_path(path) as temporary:
         save_file(tensors, temporary, {"run": run_id})
-    return SHIPPED / f"{run_id}.safetensors"
+    sums = {name: digest for name, digest in _sums().items() if (SHIPPED / name).exists()} | {path.name: _digest(path)}
+    with runs.atomic_path(SHIPPED / SUMS) as temporary:
+        temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())), "utf-8")
+    return path
+
+
+def _sums() -> dict[str, str]:
+    """File name -> sha256 of what is shipped."""
+    file = SHIPPED / SUMS
+    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+    return {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save(model: RAIN, path: str | os.PathLike) -> None:

@@ -98,11 +98,15 @@ def _chain(stage: str) -> list[str]:
 
 
 def _fill(model: RAIN, preset: Preset, chain: list[str]) -> tuple[RAIN, set[str]]:
-    """Load what the stages of ``chain`` trained; returns the model and the names they had weights for."""
+    """Load what the stages of ``chain`` trained; returns the model and the names they had weights for.
+
+    A stage whose parameters later ones all trained again is not looked for: it need not be shipped.
+    """
     weights: dict[str, Tensor] = {}
-    for name in chain:
-        if name != "autoencoder" or preset.autoencoder.kind == "small":
-            weights |= checkpoint.load_weights(run_id(preset, name))
+    for name in reversed(chain):
+        published = name == "autoencoder" and preset.autoencoder.kind != "small"
+        if not published and not set(model.trainable(name)) <= weights.keys():
+            weights = checkpoint.load_weights(run_id(preset, name)) | weights
     have = model.state_dict()  # a 2D network leaves the motion modules of its chain aside
     model.load_state_dict({name: tensor for name, tensor in weights.items() if name in have}, strict=False)
     return model, set(weights)

@@ -6,10 +6,9 @@ from dataclasses import replace
 import micro
 import numpy as np
 import pytest
-import torch
 from safetensors.torch import save_file
 
-from rainlab import evaluate, losses, metrics, runs, stages
+from rainlab import evaluate, metrics, runs, sampling, stages
 from rainlab.clips import StudioClips
 from rainlab.config import override
 from rainlab.stream import Stream
@@ -74,26 +73,12 @@ def test_wrong_differs_from_rain_in_nothing_but_the_reference(held):
 def test_undistilled_is_stage_2_without_guidance(held):
     model = evaluate.load(CONFIG, "undistilled")
     frames = evaluate.generate(CONFIG, "undistilled", held)
-    options = evaluate.stream_options(CONFIG.stream) | {"guidance": None}
+    options = sampling.stream_options(CONFIG.stream) | {"guidance": None}
     stream = Stream(model, batch=len(held.reference), **options)
     stream.reference(held.reference)
     around = CONFIG.stream.window - CONFIG.stream.window // CONFIG.stream.groups
-    pushed = stream.push([held.condition[:, i] for i in evaluate.mirrored(FRAMES, around, around + 8)])
+    pushed = stream.push([held.condition[:, i] for i in sampling.mirrored(FRAMES, around, around + 8)])
     assert np.array_equal(np.stack(pushed[around : around + FRAMES], axis=1), frames)
-
-
-def test_many_clips_stream_some_side_by_side(held, monkeypatch):
-    monkeypatch.setattr(evaluate, "SIDE_BY_SIDE", 1)
-    model = evaluate.load(CONFIG, "rain")
-    frames = evaluate.stream(model, held.reference, held.condition, CONFIG.stream)
-    first = evaluate.stream(model, held.reference[:1], held.condition[:1], CONFIG.stream)
-    assert frames.shape == held.frames.shape and np.array_equal(frames[:1], first)
-
-
-def test_streams_are_measured_in_full_flow():
-    """Before and behind a clip runs its mirror image, however short the clip."""
-    assert evaluate.mirrored(4, 6, 4).tolist() == [0, 1, 2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1]
-    assert evaluate.mirrored(1, 2, 2).tolist() == [0] * 5
 
 
 def test_unknown_methods_are_named(held):
@@ -188,56 +173,6 @@ def test_ablations_are_runs_of_their_own_and_the_first_is_the_preset_itself(comp
     streams = [run.config["stream"] for run in ablated.values()]
     assert [(cfg["window"], cfg["causal"]) for cfg in streams] == [(16, False), (8, False), (16, True)]
     assert {label: run.id for label, run in evaluate.ablations(CONFIG).items()} == {k: r.id for k, r in ablated.items()}
-
-
-# -- looking inside --------------------------------------------------------------------------------------------------
-
-
-def test_ddim_samples_all_frames_together_unless_causal():
-    model, reference = micro.model(guidance=False), micro.pictures(1, seed=9)
-    condition = micro.pictures(1, 4)
-    changed = condition.copy()
-    changed[:, 3] = 255
-    made = {
-        causal: [evaluate.sample(model, reference, x, steps=2, causal=causal)[0] for x in (condition, changed)]
-        for causal in (False, True)
-    }
-    differs = {causal: (a != b).any((1, 2, 3)).tolist() for causal, (a, b) in made.items()}
-    assert differs == {False: [True] * 4, True: [False] * 3 + [True]}
-
-
-def test_ddim_guidance_of_one_is_none_and_two_is_not():
-    model, inputs = micro.model(guidance=False), (micro.pictures(1, seed=9), micro.pictures(1, 2))
-    plain, one, two = (evaluate.sample(model, *inputs, steps=2, guidance=g).astype(int) for g in (None, 1.0, 2.0))
-    assert np.abs(plain - one).max() <= 1 < np.abs(plain - two).max()
-    again = evaluate.sample(model, *inputs, steps=2)
-    assert np.array_equal(plain, again) and not np.array_equal(plain, evaluate.sample(model, *inputs, steps=2, seed=1))
-
-
-def test_the_film_of_a_window_fills_from_the_noisy_end():
-    conditions = micro.pictures(12)
-    made = [Stream(micro.model(), 8, 4, guidance=2.0) for _ in range(2)]
-    for stream in made:
-        stream.reference(micro.pictures(seed=9))
-    film = evaluate.window_film(made[0], conditions)
-    assert film.shape == (6, 4, 32, 24, 3)
-    filled = (film != 255).any((2, 3, 4))
-    assert np.array_equal(filled, np.arange(6)[:, None] + np.arange(4) >= 3)  # a group more each tick
-    assert np.array_equal(film[3:, 0], made[1].push(list(conditions))[::2])
-
-
-def test_attention_over_time_is_a_distribution_and_obeys_the_mask():
-    model = micro.model(guidance=False)
-    bank, context = model.look(torch.rand(1, 3, 32, 24) * 2 - 1)
-    pose = model.pose_guider(torch.rand(1, 8, 3, 32, 24))
-    inputs = (torch.randn(1, 8, 4, 8, 6), torch.full((1, 8), 499), context, pose, None, bank)
-    free = evaluate.temporal_attention(model.denoising_unet, *inputs)
-    causal = evaluate.temporal_attention(model.denoising_unet, *inputs, temporal_mask=losses.causal_mask(8))
-    assert free.keys() == causal.keys() and len(free) > 2
-    for name in free:
-        assert free[name].shape == (8, 8) and np.allclose(free[name].sum(1), 1, atol=1e-5)
-        assert (np.triu(causal[name], 1) == 0).all() and (np.triu(free[name], 1) > 0).sum() == 28
-    assert not any(module._forward_pre_hooks for module in model.denoising_unet.modules())
 
 
 def test_motion_gain_compares_stage_2_with_stage_1_clip_by_clip():

@@ -1,9 +1,12 @@
 """The chain of runs: ids, inputs, initialisation; every stage trains, saves and loads at micro size."""
 
+import hashlib
+
 import micro
 import pytest
 import torch
 
+import rainlab
 from rainlab import checkpoint, runs, stages
 from rainlab.config import PRESETS, override
 from rainlab.model import dead_parameters
@@ -116,6 +119,34 @@ def test_shipped_weights_are_found(here, tmp_path, monkeypatch):
     assert shipped.stat().st_size < 1.1 * sum(2 * t.numel() for t in exact.values()) + 100_000
     assert rounded.keys() == exact.keys()
     assert all(torch.equal(rounded[n], t.half().float()) for n, t in exact.items())
+    sums = (tmp_path / checkpoint.SUMS).read_text("utf-8")
+    assert sums == f"{hashlib.sha256(shipped.read_bytes()).hexdigest()}  {shipped.name}\n"
+    shipped.write_bytes(shipped.read_bytes()[:-1] + b"\0")
+    with pytest.raises(ValueError, match=f"{shipped.name}: got sha256 .*, expected .* git checkout"):
+        checkpoint.load_weights(id)
+
+
+def test_the_ready_model_by_name_or_file(here, tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "micro", CONFIG)
+    ready = rainlab.load("micro")
+    assert not ready.training and ready.denoising_unet.cfg.motion and ready.denoising_unet.cfg.guidance_dim
+    checkpoint.save(ready, tmp_path / "mine.safetensors")
+    again = rainlab.load(tmp_path / "mine.safetensors")
+    assert all(torch.equal(a, b) for a, b in zip(ready.parameters(), again.parameters(), strict=True))
+    with pytest.raises(FileNotFoundError, match="got 'smal', expected one of .*'small'.* or a model file"):
+        rainlab.load("smal")
+
+
+def test_a_stage_that_was_trained_over_need_not_be_there(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
+    for stage in ("autoencoder", "stage1", "distill3d"):
+        checkpoint.ship(stages.run_id(CONFIG, stage))
+    expected = stages.load_model(CONFIG, "distill3d").denoising_unet
+    monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path / "empty"))
+    model = stages.load_model(CONFIG, "distill3d").denoising_unet
+    assert all(torch.equal(a.half(), b.half()) for a, b in zip(expected.parameters(), model.parameters(), strict=True))
+    with pytest.raises(FileNotFoundError, match="weights of stage2"):
+        stages.load_model(CONFIG, "stage2")
 
 
 def test_whole_models_in_one_file(here, tmp_path):
@@ -140,7 +171,7 @@ def test_unknown_stages_are_named():
 def test_damaged_weights_are_named_with_a_way_out(tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
     (tmp_path / "stage1-0.safetensors").write_bytes(b"\x09")
-    with pytest.raises(ValueError, match="stage1-0.safetensors of stage1-0: not a complete .* git checkout"):
+    with pytest.raises(ValueError, match="stage1-0.safetensors: got sha256 .*, expected None .* git checkout"):
         checkpoint.load_weights("stage1-0")
     monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path))
     (tmp_path / "stage1-1").mkdir()

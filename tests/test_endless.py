@@ -1,0 +1,43 @@
+"""A stream of many frames: compared frame by frame with its truth, and slopes that tell drift from noise."""
+
+import micro
+import numpy as np
+import pytest
+from test_evaluate import write_weights
+
+from rainlab import endless, stages
+from rainlab.stream import Stream
+
+CONFIG = micro.micro()
+
+
+def test_an_endless_stream_is_compared_with_its_truth(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path))
+    monkeypatch.setattr(endless, "STRETCH", 16)
+    write_weights(CONFIG)
+    with pytest.raises(FileNotFoundError):
+        endless.measure(CONFIG, 48)
+    run = endless.measure(CONFIG, 48, record=True)
+    rows = [row for row in run.metrics() if row["metric"] == "psnr_fg"]
+    assert [row["frame"] for row in rows] == [0, 16, 32]
+    assert sum(row["n"] for row in rows) == 48  # every frame once, those still in the window with the last stretch
+    driven = list(endless.stretches(CONFIG, 0, 48))
+    stream = Stream(stages.load_model(CONFIG, "distill3d"), 8, 4)
+    stream.reference(driven[0][0][0])
+    frames = [frame for _, condition, _ in driven for frame in stream.push(list(condition))] + stream.flush()
+    strip = np.load(run.path / "strip.npy")
+    assert len(strip) == 3 and np.array_equal(strip[-1], frames[-1])
+    assert endless.measure(CONFIG, 48).id == run.id
+
+
+def test_every_stretch_has_a_motion_of_its_own_and_one_character():
+    (first, poses, _), (second, other, _) = endless.stretches(micro.micro(), 0, 2 * endless.STRETCH)
+    assert not np.array_equal(poses, other) and first.shape == second.shape == (100, 32, 24, 3)
+    assert np.array_equal(first[0, 0, 0], second[0, 0, 0])  # the same backdrop
+
+
+def test_drift_is_told_from_noise():
+    noise = np.tile([-1.0, 1.0], 25)
+    steady, fading = endless.drift(20 + noise), endless.drift(20 + noise - 0.1 * np.arange(50))
+    assert steady.ci_low < 0 < steady.ci_high and steady.n == 50
+    assert fading.value == pytest.approx(steady.value - 1.0) and fading.ci_high < 0

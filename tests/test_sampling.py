@@ -1,0 +1,70 @@
+"""Streams in full flow, DDIM, and what can be seen inside a window."""
+
+import micro
+import numpy as np
+import torch
+
+from rainlab import losses, sampling
+from rainlab.stream import Stream
+
+
+def test_streams_are_measured_in_full_flow():
+    """Before and behind a clip runs its mirror image, however short the clip."""
+    assert sampling.mirrored(4, 6, 4).tolist() == [0, 1, 2, 3, 2, 1, 0, 1, 2, 3, 2, 1, 0, 1]
+    assert sampling.mirrored(1, 2, 2).tolist() == [0] * 5
+
+
+def test_many_clips_stream_some_side_by_side(monkeypatch):
+    monkeypatch.setattr(sampling, "SIDE_BY_SIDE", 1)
+    model, cfg = micro.model(), micro.micro().stream
+    reference, condition = micro.pictures(2, seed=9), micro.pictures(2, 6)
+    frames = sampling.stream(model, reference, condition, cfg)
+    first = sampling.stream(model, reference[:1], condition[:1], cfg)
+    assert frames.shape == condition.shape and np.array_equal(frames[:1], first)
+
+
+def test_ddim_samples_all_frames_together_unless_causal():
+    model, reference = micro.model(guidance=False), micro.pictures(1, seed=9)
+    condition = micro.pictures(1, 4)
+    changed = condition.copy()
+    changed[:, 3] = 255
+    made = {
+        causal: [sampling.sample(model, reference, x, steps=2, causal=causal)[0] for x in (condition, changed)]
+        for causal in (False, True)
+    }
+    differs = {causal: (a != b).any((1, 2, 3)).tolist() for causal, (a, b) in made.items()}
+    assert differs == {False: [True] * 4, True: [False] * 3 + [True]}
+
+
+def test_ddim_guidance_of_one_is_none_and_two_is_not():
+    model, inputs = micro.model(guidance=False), (micro.pictures(1, seed=9), micro.pictures(1, 2))
+    plain, one, two = (sampling.sample(model, *inputs, steps=2, guidance=g).astype(int) for g in (None, 1.0, 2.0))
+    assert np.abs(plain - one).max() <= 1 < np.abs(plain - two).max()
+    again = sampling.sample(model, *inputs, steps=2)
+    assert np.array_equal(plain, again) and not np.array_equal(plain, sampling.sample(model, *inputs, steps=2, seed=1))
+
+
+def test_the_film_of_a_window_fills_from_the_noisy_end():
+    conditions = micro.pictures(12)
+    made = [Stream(micro.model(), 8, 4, guidance=2.0) for _ in range(2)]
+    for stream in made:
+        stream.reference(micro.pictures(seed=9))
+    film = sampling.window_film(made[0], conditions)
+    assert film.shape == (6, 4, 32, 24, 3)
+    filled = (film != 255).any((2, 3, 4))
+    assert np.array_equal(filled, np.arange(6)[:, None] + np.arange(4) >= 3)  # a group more each tick
+    assert np.array_equal(film[3:, 0], made[1].push(list(conditions))[::2])
+
+
+def test_attention_over_time_is_a_distribution_and_obeys_the_mask():
+    model = micro.model(guidance=False)
+    bank, context = model.look(torch.rand(1, 3, 32, 24) * 2 - 1)
+    pose = model.pose_guider(torch.rand(1, 8, 3, 32, 24))
+    inputs = (torch.randn(1, 8, 4, 8, 6), torch.full((1, 8), 499), context, pose, None, bank)
+    free = sampling.temporal_attention(model.denoising_unet, *inputs)
+    causal = sampling.temporal_attention(model.denoising_unet, *inputs, temporal_mask=losses.causal_mask(8))
+    assert free.keys() == causal.keys() and len(free) > 2
+    for name in free:
+        assert free[name].shape == (8, 8) and np.allclose(free[name].sum(1), 1, atol=1e-5)
+        assert (np.triu(causal[name], 1) == 0).all() and (np.triu(free[name], 1) > 0).sum() == 28
+    assert not any(module._forward_pre_hooks for module in model.denoising_unet.modules())
