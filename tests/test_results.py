@@ -1,5 +1,6 @@
 """What the repository publishes: the README's numbers are those of the committed runs, and they bear out its claims."""
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,14 @@ def test_every_stage_and_variant_is_published_and_shipped():
         assert checkpoint.weights_file(stages.run_id(TINY, stage)).parent == checkpoint.SHIPPED
     for change in evaluate.ABLATIONS.values():
         assert stages.recorded(override(TINY, change), "distill3d")
+
+
+def test_every_shipped_file_has_its_checksum():
+    lines = (checkpoint.SHIPPED / checkpoint.SUMS).read_text("utf-8").splitlines()
+    shipped = sorted(checkpoint.SHIPPED.glob("*.safetensors"))
+    assert sorted(lines, key=lambda line: line[66:]) == [
+        f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in shipped
+    ]
 
 
 def test_readme_shows_the_published_numbers():
