@@ -17,6 +17,7 @@ import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from doit import get_var
 
 from rainlab import checkpoint, evaluate, runs, stages
@@ -42,8 +43,8 @@ DOIT_CONFIG = {
 class Job:
     """One notebook run: ``makes`` are the trainings it leaves behind, ``threads`` is what it may use of the two cores.
 
-    ``beforehand``: a stage that two processes train first (half a batch each; small networks gain nothing from a second
-    thread); the notebook finds it trained.
+    ``beforehand``: a stage that two processes train first if there is no GPU (half a batch each; small networks gain
+    nothing from a second thread); the notebook finds it trained.
     """
 
     notebook: str
@@ -116,7 +117,7 @@ def execute(source: Path, out: Path, job: Job, **environment: str) -> None:
     # glibc gives freed tensors back to the kernel and asks for them again at every step: 13 % of a training's time
     keep = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(10**10))
     environment = os.environ | {"OMP_NUM_THREADS": str(job.threads)} | keep | environment
-    if job.beforehand:
+    if job.beforehand and not torch.cuda.is_available():  # on a GPU the notebook trains, on that one
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         command += ["-m", "rainlab.stages", job.beforehand, "--preset", PRESET]
         subprocess.run(command, check=True, env=environment | {"OMP_NUM_THREADS": "1"})

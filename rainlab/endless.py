@@ -45,7 +45,12 @@ def measure(preset: Preset, frames: int = FRAMES, character: int = 0, record: bo
     the foreground's mean colour from the truth's, grey levels), ``memory`` (MiB of the process); and for each of the
     first three ``<name>_drift``, the change over 1000 frames (:func:`drift`).
     A picture every STRETCH frames stays in ``strip.npy``.
+
+    Raises:
+        ValueError: frames is no multiple of STRETCH. FileNotFoundError: nothing recorded, or no weights.
     """
+    if frames < STRETCH or frames % STRETCH:
+        raise ValueError(f"frames: got {frames}, expected a positive multiple of {STRETCH}, the length of a stretch")
     config = {"preset": preset.name, "stream": asdict(preset.stream), "size": preset.data.size, "fps": preset.data.fps,
               "studio": body.VERSION, "frames": frames, "stretch": STRETCH, "character": character}  # fmt: skip
     inputs = {"model": stages.run_id(preset, "distill3d")}

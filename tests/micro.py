@@ -2,12 +2,14 @@
 
 import numpy as np
 import torch
+from safetensors.torch import save_file
 
+from rainlab import runs, stages
 from rainlab.config import Preset, preset
 from rainlab.data import Batch, TrainingSet
 from rainlab.model import RAIN
 
-__all__ = ["RAIN", "Batch", "TrainingSet", "micro", "model", "pictures", "training_set"]
+__all__ = ["RAIN", "Batch", "TrainingSet", "micro", "model", "pictures", "training_set", "write_weights"]
 
 NUMBERS = {
     "data.clips": 4,
@@ -59,3 +61,13 @@ def training_set(config: Preset, seed=0) -> TrainingSet:
     shape = (cfg.clips, cfg.frames, config.autoencoder.latent_channels, cfg.height // 4, cfg.width // 4)
     clips.latents = np.random.default_rng(seed + 2).standard_normal(shape).astype(np.float16)
     return clips
+
+
+def write_weights(config: Preset) -> None:
+    """Random weights in place of finished trainings."""
+    for stage in stages.STAGES:
+        folder = runs.folder() / stages.run_id(config, stage)
+        folder.mkdir(parents=True, exist_ok=True)
+        built = model(config, motion=stage in stages.WINDOWED, guidance=stage.startswith("distill"))
+        state = built.state_dict()
+        save_file({name: state[name].contiguous() for name in built.trainable(stage)}, folder / "weights.safetensors")

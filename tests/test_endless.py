@@ -3,7 +3,6 @@
 import micro
 import numpy as np
 import pytest
-from test_evaluate import write_weights
 
 from rainlab import endless, stages
 from rainlab.stream import Stream
@@ -14,9 +13,11 @@ CONFIG = micro.micro()
 def test_an_endless_stream_is_compared_with_its_truth(monkeypatch, tmp_path):
     monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path))
     monkeypatch.setattr(endless, "STRETCH", 16)
-    write_weights(CONFIG)
+    micro.write_weights(CONFIG)
     with pytest.raises(FileNotFoundError):
         endless.measure(CONFIG, 48)
+    with pytest.raises(ValueError, match="frames: got 50, expected a positive multiple of 16"):
+        endless.measure(CONFIG, 50)
     run = endless.measure(CONFIG, 48, record=True)
     rows = [row for row in run.metrics() if row["metric"] == "psnr_fg"]
     assert [row["frame"] for row in rows] == [0, 16, 32]

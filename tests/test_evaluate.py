@@ -6,9 +6,8 @@ from dataclasses import replace
 import micro
 import numpy as np
 import pytest
-from safetensors.torch import save_file
 
-from rainlab import evaluate, metrics, runs, sampling, stages
+from rainlab import evaluate, metrics, runs, sampling
 from rainlab.clips import StudioClips
 from rainlab.config import override
 from rainlab.stream import Stream
@@ -17,20 +16,10 @@ CONFIG = micro.micro(stream__window=16)  # so that the ablations differ
 FRAMES = CONFIG.data.test_frames
 
 
-def write_weights(config):
-    """Random weights in place of finished trainings."""
-    for stage in stages.STAGES:
-        folder = runs.folder() / stages.run_id(config, stage)
-        folder.mkdir(parents=True, exist_ok=True)
-        model = micro.model(config, motion=stage in stages.WINDOWED, guidance=stage.startswith("distill"))
-        state = model.state_dict()
-        save_file({name: state[name].contiguous() for name in model.trainable(stage)}, folder / "weights.safetensors")
-
-
 @pytest.fixture(scope="module", autouse=True)
 def weights():
     for change in evaluate.ABLATIONS.values():
-        write_weights(override(CONFIG, change))
+        micro.write_weights(override(CONFIG, change))
 
 
 @pytest.fixture(scope="module")
