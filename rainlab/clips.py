@@ -115,8 +115,8 @@ def write_manifest(path: str | Path, entries: Sequence[Entry]) -> Path:
 class StudioClips(Sequence[Clip]):
     """`count` clips of the studio, the split's characters number start … start+count-1, each with a motion of its own.
 
-    A clip is rendered when asked for: the same bytes every time. A slice renders its clips together, at 64×48
-    pixels in half the time. Raises ValueError naming the argument that is wrong.
+    A clip is rendered when asked for: the same every time (see `studio.body.render`). A slice renders its clips
+    together, at 64×48 pixels in half the time. Raises ValueError naming the argument that is wrong.
     """
 
     def __init__(

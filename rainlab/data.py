@@ -1,7 +1,8 @@
 """Training data: clips as arrays, latents computed once, and draws that depend on nothing but (seed, step, sample).
 
 Because every sample of every step has its own random generator, there is no generator state to save: an interrupted
-run resumes bit for bit, and splitting a batch over processes or accumulation steps does not change it.
+run resumes bit for bit on its machine, and splitting a batch over processes or accumulation steps does not change it
+but by rounding.
 """
 
 from __future__ import annotations

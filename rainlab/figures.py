@@ -67,7 +67,8 @@ def folder() -> Path:
 
 
 def save(figure: Figure, name: str, caption: str, runs: Sequence[Run | str] = (), notebook: str = "") -> Path:
-    """Write `<name>.png` into `folder()` and bring its index.md up to date; the same figure gives the same bytes.
+    """Write `<name>.png` into `folder()` and bring its index.md up to date; the same figure
+    gives the same bytes on one machine.
 
     The picture carries caption, notebook and run ids in its own text fields, and the index is made anew from all
     pictures there: nothing can drift apart, and a deleted figure leaves the index at the next call.

@@ -33,7 +33,8 @@ class Stream:
         model: a :class:`rainlab.model.RAIN` whose denoising network has motion modules and an ω embedding.
         window, groups, steps_per_group: K, p, N; p divides K. Sampling steps are p·N.
         guidance: ω, the strength of the absorbed classifier-free guidance; None for a network without ω embedding.
-        seed: of the noise; the same seed and conditions give the same frames however they are pushed.
+        seed: of the noise; on one machine the same seed and conditions give the same frames bit for bit however they
+            are pushed.
         causal: a frame attends to earlier slots of the window only (the ablation of section 5.4).
         batch: streams that run side by side; pictures and frames then carry a leading dimension of this size.
         noise: replaces the generator, ``shape -> tensor``; called first for the new group, then for the step noise of

@@ -1,7 +1,8 @@
 """Training: one loop for every stage, with saving, resuming and processes side by side.
 
-The loop is a generator that yields after every optimiser step; :func:`fit` drives it with saving, resuming and
-progress. Under ``torchrun`` each process computes its share of every batch and gradients are averaged.
+The loop is a generator that yields after every optimiser step; :func:`fit` drives it with saving, resuming (on the
+same machine bit for bit) and progress. Under ``torchrun`` each process computes its share of every batch and gradients
+are averaged.
 """
 
 from __future__ import annotations

@@ -198,7 +198,8 @@ def read_picture(path: str | Path, size: tuple[int, int] | None = None, fit: str
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float = 12.0, lossless: bool = False, crf: int = 18) -> None:
-    """Write frames uint8 (f, h, w, 3) RGB as h264 in mp4, atomically; the same frames give the same bytes.
+    """Write frames uint8 (f, h, w, 3) RGB as h264 in mp4, atomically; on one machine the same frames give the same
+    bytes (x264 has other code for other processors).
 
     yuv420p, which every player shows; `crf` 0 … 51, lower is better. lossless=True keeps every bit (RGB h264, for masks
     and condition pictures; browsers don't play it). TypeError or ValueError for other arrays and, unless lossless, for

@@ -23,9 +23,15 @@ def test_solver_grid():
 
 
 def test_huber():
-    x = torch.tensor([0.0, 1e-5, 1.0, -3.0])
-    assert worst(distill.huber(x, 0.001), (x**2 + 1e-6).sqrt() - 1e-3) < 1e-9
-    assert distill.huber(x, 0.001)[0] == 0 and abs(distill.huber(x, 0.001)[3] - 3) < 0.002
+    """Like torch's smooth L1 |d| - c far out and d²/2c close in; between them rising, and even."""
+    far, near = torch.tensor([-3.0, 1.0, 2.0]), torch.tensor([-3e-5, 1e-5, 5e-5], dtype=torch.float64)
+    assert worst(distill.huber(far, 0.001), far.abs() - 0.001) < 1e-6
+    zero = torch.zeros_like(near)
+    smooth = torch.nn.functional.smooth_l1_loss(near, zero, beta=0.001, reduction="none")
+    assert worst(distill.huber(near, 0.001), smooth) < 1e-3 * smooth.max()
+    between = distill.huber(torch.linspace(0, 0.01, 50), 0.001)
+    assert between[0] == 0 and (between.diff() > 0).all()
+    assert torch.equal(distill.huber(-far, 0.001), distill.huber(far, 0.001))
 
 
 def parts(motion):

@@ -48,7 +48,8 @@ def test_copying_repeats_the_reference_and_the_ceiling_is_the_autoencoder(held):
     model = evaluate.load(CONFIG, "autoencoder")
     ceiling = evaluate.generate(CONFIG, "autoencoder", held, model)
     alone = held.__class__(held.reference, held.frames[:, 3:4], held.condition, held.mask)
-    assert np.array_equal(evaluate.generate(CONFIG, "autoencoder", alone), ceiling[:, 3:4])  # frame by frame, loaded
+    again = evaluate.generate(CONFIG, "autoencoder", alone)  # frame by frame, with weights that it loads
+    assert np.abs(again.astype(int) - ceiling[:, 3:4]).max() <= 1  # another batch may round otherwise
 
 
 def test_wrong_differs_from_rain_in_nothing_but_the_reference(held):

@@ -1,6 +1,7 @@
 """The losses of stages 1 and 2: what they weigh, what they drop, which times they draw."""
 
 import micro
+import pytest
 import torch
 from goldens import worst
 
@@ -18,11 +19,14 @@ def networks():
 
 
 def test_snr_weight():
-    t = torch.tensor([999, 500, 0])
-    weight = losses.snr_weight(t, 5.0)
-    assert weight[0] == 1  # where sampling starts
-    snr = schedule.snr(t)
-    assert worst(weight, torch.minimum(snr + 1, torch.tensor(5.0)) / (snr + 1)) < 1e-6 and weight[2] < 0.01
+    """min(SNR + 1, γ)/(SNR + 1) in float64 with diffusers' ᾱ; both branches of the minimum occur."""
+    from diffusers import DDIMScheduler
+
+    bar = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", rescale_betas_zero_snr=True)
+    t = [999, 700, 500, 300, 100, 10]
+    expected = [min(1.0, 5.0 * (1 - float(bar.alphas_cumprod[i]))) for i in t]  # SNR + 1 = 1/(1 - ᾱ)
+    assert expected[0] == 1 and expected[-1] < 0.1
+    assert losses.snr_weight(torch.tensor(t), 5.0).tolist() == pytest.approx(expected, rel=1e-4)
 
 
 def test_staircase_times():

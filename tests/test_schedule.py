@@ -2,16 +2,18 @@
 
 import pytest
 import torch
-from goldens import golden, worst
+from goldens import BOUNDS, golden, worst
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rainlab import schedule
 
+ROUNDING = BOUNDS["d_scheduler"]
+
 
 def test_published_tables():
     d = golden("d_scheduler")
-    assert worst(schedule.alphas_cumprod(), d["out/alphas_cumprod"]) == 0
+    assert worst(schedule.alphas_cumprod(), d["out/alphas_cumprod"]) < ROUNDING
     assert schedule.alphas_cumprod()[-1] == 0  # zero terminal SNR
     for groups, calls in ((4, 1), (4, 2), (2, 1)):
         expected = d[f"out/timesteps{groups * calls}"]
@@ -23,17 +25,17 @@ def test_published_consistency_step():
     d = golden("d_scheduler")
     x, v, noise, t = d["in/sample"], d["in/model_output"], d["in/noise"], d["in/timesteps"]
     c_skip, c_out = schedule.boundary(t[0])
-    assert worst(c_skip, d["out/c_skip"]) == worst(c_out, d["out/c_out"]) == 0
-    assert worst(schedule.consistency(x, v, t), d["out/denoised"]) == 0
-    assert worst(schedule.consistency_step(x, v, t, t - 250, noise), d["out/prev_sample"]) == 0
+    assert max(worst(c_skip, d["out/c_skip"]), worst(c_out, d["out/c_out"])) < ROUNDING
+    assert worst(schedule.consistency(x, v, t), d["out/denoised"]) < ROUNDING
+    assert worst(schedule.consistency_step(x, v, t, t - 250, noise), d["out/prev_sample"]) < ROUNDING
     t8 = d["in/timesteps8x2"]
-    assert worst(schedule.consistency_step(x, v, t8, t8 - 125, noise), d["out/prev_sample8"]) == 0
+    assert worst(schedule.consistency_step(x, v, t8, t8 - 125, noise), d["out/prev_sample8"]) < ROUNDING
 
 
 def test_published_guidance_embedding():
     e = golden("e_guidance")
     for dim in (512, 256, 33):
-        assert worst(schedule.guidance_embedding(e["in/w"], dim), e[f"out/emb{dim}"]) == 0
+        assert worst(schedule.guidance_embedding(e["in/w"], dim), e[f"out/emb{dim}"]) < BOUNDS["e_guidance"]
 
 
 def test_agrees_with_diffusers():
@@ -48,10 +50,19 @@ def test_agrees_with_diffusers():
     assert (schedule.ddim_times(20)[:-1] - 1).tolist() == ddim.timesteps.tolist()
     generator = torch.Generator().manual_seed(0)
     x, v = (torch.randn(1, 2, 4, 3, 3, generator=generator) for _ in range(2))
-    for t in (999, 499, 49):
+    for t in (999, 499, 49):  # the last one reaches the clean picture
         now = torch.full((1, 2), t)
-        theirs = ddim.step(v, t, x).prev_sample
-        assert worst(schedule.solver_step(x, v, now, now - 50), theirs) < 2e-3 if t == 49 else 1e-5
+        assert worst(schedule.solver_step(x, v, now, now - 50), ddim.step(v, t, x).prev_sample) < ROUNDING
+
+
+def test_snr_is_that_of_the_noisy_picture():
+    """Signal over noise as variances of what `add_noise` makes of a clean and of an empty picture, in float64."""
+    one, zero = torch.ones(1, 999, 1, 1, 1, dtype=torch.float64), torch.zeros(1, 999, 1, 1, 1, dtype=torch.float64)
+    t = torch.arange(999)[None]
+    signal, noise = schedule.add_noise(one, zero, t)[0, :, 0, 0, 0], schedule.add_noise(zero, one, t)[0, :, 0, 0, 0]
+    # near t = 0 1 - ᾱ cancels: 6e-8 of 8e-4
+    torch.testing.assert_close(schedule.snr(t[0]).double(), (signal / noise) ** 2, rtol=1e-3, atol=0)
+    assert schedule.snr(torch.tensor(999)) == 0
 
 
 def test_v_round_trip():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from golden.fill_rule import image
-from goldens import denoising_unet, golden, guider, reference_unet, worst
+from goldens import BOUNDS, denoising_unet, golden, guider, reference_unet, worst
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -29,7 +29,7 @@ def test_published_offline_loop():
     out = [stream.tick(group) for group in pose.split(4, dim=1)] + [stream.tick(None) for _ in range(3)]
     assert [x is None for x in out] == [True] * 3 + [False] * 5
     assert not order
-    assert worst(torch.cat([x for x in out if x is not None], dim=1), g["out/latents"]) < 5e-5
+    assert worst(torch.cat([x for x in out if x is not None], dim=1), g["out/latents"]) < BOUNDS["g2_pipeline_drain"]
 
 
 def stream(window=8, groups=4, steps=1, seed=0, model=None, **options) -> Stream:

@@ -57,7 +57,9 @@ def render(identity_seeds, motion_seeds, frames=16, size=(64, 48), fps=12.0, sta
     per second; start: number of the first frame in the endless motion, so that later calls continue earlier ones
     without a seam; still: hold the pose of frame `start` in all frames.
 
-    Returns BodyClips. The same seeds give the same bytes whatever else is in the batch and wherever the motion is cut.
+    Returns BodyClips. On one machine the same seeds give the same bytes whatever else is in the batch and wherever the
+    motion is cut; on another one the same frames to one grey level in 99.9 % of the values (between torch's AVX-512,
+    AVX2 and plain kernels no difference was found in any output of 16 clips at two sizes).
     Raises ValueError for seeds that do not pair up, sizes below 16 pixels, fewer than one frame, or fps not positive.
     """
     who, how = (torch.as_tensor(s, dtype=torch.int64).view(-1) for s in (identity_seeds, motion_seeds))

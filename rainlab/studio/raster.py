@@ -7,7 +7,8 @@ around the axis. Textures are functions of these alone, and the flow moves them 
 picture and flow agree by construction.
 
 Per pixel only + - * / sqrt, floor, comparisons and clamps are used, one kernel each: these are exactly rounded, so
-every CPU gives the same bytes, whatever the batch. (`lerp`, `addcmul`, `sum`, sin, asin are not.)
+that neither the batch nor the processor's instruction set changes them. (`lerp`, `addcmul`, `sum`, sin, asin are not;
+what enters a picture through them, once a capsule, may differ in its last bit between processors.)
 """
 
 from dataclasses import dataclass
