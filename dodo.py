@@ -20,9 +20,10 @@ from pathlib import Path
 import torch
 from doit import get_var
 
-from rainlab import checkpoint, evaluate, runs, stages
-from rainlab.config import override
-from rainlab.config import preset as make_preset
+from rainlab import files, runs
+from rainlab.config import make_preset, override
+from rainlab.measure import evaluate
+from rainlab.training import stages, weights
 
 PRESET = get_var("preset", "tiny")
 ROOT = Path(__file__).parent
@@ -119,9 +120,9 @@ def execute(source: Path, out: Path, job: Job, **environment: str) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": str(job.threads)} | keep | environment
     if job.beforehand and not torch.cuda.is_available():  # on a GPU the notebook trains, on that one
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-        command += ["-m", "rainlab.stages", job.beforehand, "--preset", PRESET]
+        command += ["-m", "rainlab.training.stages", job.beforehand, "--preset", PRESET]
         subprocess.run(command, check=True, env=environment | {"OMP_NUM_THREADS": "1"})
-    with runs.atomic_path(out) as temporary:
+    with files.atomic_path(out) as temporary:
         command = [sys.executable, "-m", "papermill", str(source), str(temporary), "--cwd", str(source.parent), *values]
         subprocess.run(command, check=True, env=environment)
 
@@ -130,7 +131,7 @@ def task_tables():
     """Run everything that is stale, then print the three tables."""
 
     def show():
-        from rainlab import tables
+        from rainlab.measure import tables
 
         tables.print_all(FULL)
 
@@ -159,7 +160,7 @@ def refresh(source: Path) -> None:
         for key in ("papermill", "execution"):
             metadata.pop(key, None)
     notebook["metadata"]["language_info"].pop("version", None)  # any Python from 3.11 on
-    with runs.atomic_path(source) as temporary:
+    with files.atomic_path(source) as temporary:
         temporary.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
@@ -172,20 +173,20 @@ def task_publish():
         final |= {run.id for run in evaluate.ablations(FULL).values()} | {evaluate.compare(FULL).id}
         final |= {run.id for name in ("studio", "data_prep", "speed") if (run := runs.find(name))}
         for id in sorted(final):
-            print("runs   ", runs.publish(runs.load(id)).name)
+            print("runs   ", runs.publish(runs.get(id)).name)
         shipped = {stages.run_id(FULL, stage) for stage in stages.STAGES}
         for id in sorted(shipped):
-            print("weights", checkpoint.ship(id).name)
+            print("weights", weights.ship(id).name)
         outdated = [p for p in runs.published().iterdir() if p.name not in final]
-        outdated += [p for p in checkpoint.SHIPPED.glob("*.safetensors") if p.stem not in shipped]
+        outdated += [p for p in weights.SHIPPED.glob("*.safetensors") if p.stem not in shipped]
         for path in outdated:
             print("outdated, delete it if nothing refers to it:", path.relative_to(ROOT))
-        from rainlab import tables
+        from rainlab.measure import tables
 
         page = ROOT / "README.md"
         before, _, rest = page.read_text("utf-8").partition("<!-- results -->")
         after = rest.partition("<!-- /results -->")[2]
-        with runs.atomic_path(page) as temporary:
+        with files.atomic_path(page) as temporary:
             block = f"<!-- results -->\n{tables.readme(FULL)}\n<!-- /results -->"
             temporary.write_text(before + block + after, "utf-8")
 

@@ -16,8 +16,8 @@ from collections import Counter
 from pathlib import Path
 
 from data_prep import verbs
-from rainlab.clips import SPLITS, STUDIO_LICENCE, StudioClips, write_clip
-from rainlab.video import VideoError, probe
+from rainlab.data.clips import SPLITS, STUDIO_LICENCE, StudioClips, write_clip
+from rainlab.data.video import VideoError, probe
 
 
 def split_of(name: str) -> str:

@@ -14,8 +14,8 @@ from pathlib import Path
 from tqdm.contrib.concurrent import thread_map
 from tqdm.std import tqdm
 
-from rainlab.clips import PARTS, Entry, read_manifest, write_manifest
-from rainlab.video import VideoError, iter_video, probe
+from rainlab.data.clips import PARTS, Entry, read_manifest, write_manifest
+from rainlab.data.video import VideoError, iter_video, probe
 
 
 def files(folder: str | Path, part: str) -> dict[str, Path]:

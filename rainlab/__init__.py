@@ -4,16 +4,16 @@ A laboratory for "RAIN: Real-time Animation of Infinite Video Stream" (Shu et al
 p noise groups in one window, every network call lowers them all, K/p clean frames leave, K/p new ones enter.
 
     import rainlab
-    from rainlab import clips, stream
-    clip = clips.StudioClips("test", count=1, frames=48)[0]
-    live = stream.Stream(rainlab.load("tiny"), window=16, groups=4)
-    live.reference(clip.frames[0])
-    frames = live.push(list(clip.condition)) + live.flush()
+    from rainlab.data.clips import StudioClips
+    clip = StudioClips("test", count=1, frames=48)[0]
+    stream = rainlab.Stream(rainlab.load("tiny"))
+    stream.reference(clip.frames[0])
+    frames = stream.push(list(clip.condition)) + stream.flush()
+
+Wings, each importing only those before it: this package's own modules, method, data, training, measure, show.
 """
 
 from rainlab import _torchvision  # noqa: F401  first of all: see the reason there
-
-__version__ = "0.1.0"
 
 
 def load(model, device="cpu"):
@@ -21,20 +21,35 @@ def load(model, device="cpu"):
 
     Args:
         model: name of a preset whose weights are shipped or trained here ("tiny"), or the path of a file
-            written by :func:`rainlab.checkpoint.save`.
+            written by :func:`rainlab.method.checkpoint.save_model`.
 
     Returns:
-        :class:`rainlab.model.RAIN` in evaluation mode, fp32.
+        :class:`rainlab.method.rain.RAIN` in evaluation mode, fp32.
 
     Raises:
         FileNotFoundError: neither a preset's name nor a file. ValueError: the file is damaged or no such model.
     """
     from pathlib import Path
 
-    from rainlab import checkpoint, config, stages
+    from rainlab.config import PRESETS, make_preset
+    from rainlab.method.checkpoint import load_model
+    from rainlab.training.stages import trained
 
-    if model in config.PRESETS:
-        return stages.load_model(config.preset(model), "distill3d", device)
+    if model in PRESETS:
+        return trained(make_preset(model), "distill3d", device)
     if not Path(model).is_file():
-        raise FileNotFoundError(f"model: got {str(model)!r}, expected one of {list(config.PRESETS)} or a model file")
-    return checkpoint.load(model, device)
+        raise FileNotFoundError(f"model: got {str(model)!r}, expected one of {list(PRESETS)} or a model file")
+    return load_model(model, device)
+
+
+def __getattr__(name):
+    """`rainlab.Stream` and `rainlab.__version__`, imported when they are asked for."""
+    if name == "Stream":
+        from rainlab.method.stream import Stream
+
+        return Stream
+    if name == "__version__":
+        from rainlab.provenance import version
+
+        return version()
+    raise AttributeError(f"module 'rainlab' has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """Frozen configurations and the three presets: one code path, other numbers.
 
 A preset is plain data. Notebooks take its name as the parameter ``preset`` and override single values by dotted name:
-``preset("tiny", **{"stage1.steps": 30, "data.clips": 48})``; an unknown name is an error, never ignored.
+``make_preset("tiny", {"stage1.steps": 30, "data.clips": 48})``; an unknown name is an error, never ignored.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class UNetConfig:
-    """Geometry of one UNet (:mod:`rainlab.unet`); the defaults are Stable Diffusion 1.5.
+    """Geometry of one UNet (:mod:`rainlab.method.unet`); the defaults are Stable Diffusion 1.5.
 
     ``heads`` is the number of attention heads at every level (the published ``attention_head_dim: 8`` means 8 heads).
     ``motion`` adds temporal attention, ``motion_length`` is the longest window its positional encoding holds,
@@ -44,7 +44,7 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is trained and tested on. ``source``: "studio", or the path of a manifest (:mod:`rainlab.clips`)."""
+    """What is trained and tested on. ``source``: "studio", or the path of a manifest (:mod:`rainlab.data.clips`)."""
 
     source: str = "studio"
     height: int = 64
@@ -147,7 +147,7 @@ class StreamConfig:
 
 @dataclass(frozen=True)
 class Preset:
-    """Everything a notebook needs to know; :func:`preset` makes one."""
+    """Everything a notebook needs to know; :func:`make_preset` makes one."""
 
     name: str
     data: DataConfig = field(default_factory=DataConfig)
@@ -225,7 +225,7 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
+def make_preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
     """The preset ``name`` with single values replaced by dotted name, for example ``{"stage1.steps": 30}``.
 
     Raises:
@@ -238,7 +238,7 @@ def preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset:
 
 
 def override(config: Preset, overrides: Mapping[str, Any]) -> Preset:
-    """``config`` with single values replaced; errors as in :func:`preset`."""
+    """``config`` with single values replaced; errors as in :func:`make_preset`."""
     for key, value in overrides.items():
         config = _replace(config, key.split("."), value, key)
     return config

@@ -6,12 +6,41 @@ import re
 import subprocess
 import sys
 from datetime import UTC, datetime
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from rainlab import __version__
+
+def version() -> str | None:
+    """rainlab's installed version; None where it is only a folder in the path."""
+    try:
+        return metadata.version("rainlab")
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def versions() -> dict[str, str | None]:
+    """What the code runs on."""
+    return {
+        "rainlab": version(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "cuda": torch.version.cuda,
+    }
+
+
+def hardware(project: Path) -> dict[str, str | int | None]:
+    """What the code runs on, continued: processor, cores, threads, GPU. `project`: folder to start commands in."""
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(project),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
+    }
 
 
 def made_with(project: Path, seconds: float) -> dict:
@@ -26,20 +55,8 @@ def made_with(project: Path, seconds: float) -> dict:
         "seconds": round(seconds, 1),  # of this process: a resumed run doesn't count what was interrupted
         "commit": _command(project, "git", "rev-parse", "HEAD"),
         "dirty": None if changes is None else changes != "",  # the package differs from that commit
-        "versions": {
-            "rainlab": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "numpy": np.__version__,
-            "cuda": torch.version.cuda,
-        },
-        "hardware": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "cpu": _cpu(project),
-            "cores": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
-            "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,
-        },
+        "versions": versions(),
+        "hardware": hardware(project),
     }
 
 

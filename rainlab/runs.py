@@ -11,35 +11,19 @@
 so that notebooks find them in a fresh clone. Tables and figures read nothing else.
 """
 
-import dataclasses
 import hashlib
 import json
 import os
 import re
-import secrets
 import shutil
 import time
-import tomllib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from rainlab.files import atomic_path, plain, root, write_json
 from rainlab.provenance import made_with
 
 FILES = ("config.json", "metrics.json", "provenance.json")  # written in this order: the last one makes a run finished
-
-
-def root() -> Path:
-    """The project root: the nearest folder from here upwards whose pyproject.toml names rainlab, else this folder."""
-    here = Path.cwd()
-    for folder in (here, *here.parents):
-        file = folder / "pyproject.toml"
-        if file.is_file() and tomllib.loads(file.read_text("utf-8")).get("project", {}).get("name") == "rainlab":
-            return folder
-    return here
 
 
 def folder() -> Path:
@@ -50,52 +34,6 @@ def folder() -> Path:
 def published() -> Path:
     """Where the JSON files of final runs are committed: `figures/runs/` in the project root."""
     return root() / "figures" / "runs"
-
-
-@contextmanager
-def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
-    """Yield a temporary path in `path`'s folder (made if missing, same suffix); rename it to `path` on success.
-
-    After an error, or when the process is killed, `path` is as it was before: absent or the complete old file.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.part{path.suffix}")
-    try:
-        yield temporary
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: str | os.PathLike, obj: Any) -> None:
-    """Write `obj` as JSON, atomically: a list one element a line, anything else indented. See `plain` for the types."""
-    obj = plain(obj)
-    if isinstance(obj, list):
-        text = "[\n" + ",\n".join(json.dumps(element, ensure_ascii=False) for element in obj) + "\n]"
-    else:
-        text = json.dumps(obj, indent=1, ensure_ascii=False)
-    with atomic_path(path) as temporary:
-        temporary.write_text(text + "\n", "utf-8")
-
-
-def plain(obj: Any) -> Any:
-    """`obj` in JSON's own types. Raises TypeError for what has no such form, ValueError for NaN and infinity."""
-    try:
-        return json.loads(json.dumps(obj, default=_simpler, allow_nan=False))
-    except ValueError as error:
-        raise ValueError(f"got {obj!r}, expected finite numbers: JSON has no NaN or infinity; use None") from error
-
-
-def _simpler(obj: Any) -> Any:
-    if isinstance(obj, np.generic):
-        return obj.item()
-    if dataclasses.is_dataclass(obj) and not isinstance(obj, type):
-        return dataclasses.asdict(obj)
-    raise TypeError(
-        f"got {obj!r}, expected numbers, strings, None, lists, dicts or dataclasses: describe it by such values "
-        "(a file by the hash of its content, in `inputs`)"
-    )
 
 
 def run_id(name: str, config: Any, version: int, inputs: dict[str, str] | None = None) -> str:
@@ -113,7 +51,7 @@ def run_id(name: str, config: Any, version: int, inputs: dict[str, str] | None =
 
 
 class Run:
-    """A run's folder and the numbers recorded for it. Made by `open_run`, `load` and `find`."""
+    """A run's folder and the numbers recorded for it. Made by `open_run`, `get` and `find`."""
 
     def __init__(self, path: Path, name: str, config: dict, version: int, inputs: dict[str, str]):
         self.path, self.id = path, path.name
@@ -217,7 +155,7 @@ def open_run(name: str, config: Any, version: int, inputs: dict[str, str] | None
     return run
 
 
-def load(id: str) -> Run:
+def get(id: str) -> Run:
     """The finished run of this id, from `folder()` or else from `published()`. Raises FileNotFoundError."""
     for place in (folder(), published()):
         if (place / id / FILES[-1]).is_file():
@@ -234,7 +172,7 @@ def find(name: str, /, **config_filter: Any) -> Run | None:
     for place in (folder(), published()):
         hits = []
         for provenance in place.glob(f"{name}-*/{FILES[-1]}"):
-            run = load(provenance.parent.name)
+            run = get(provenance.parent.name)
             if run.name == name and all(key in run.config and run.config[key] == wanted[key] for key in wanted):
                 hits.append((json.loads(provenance.read_text("utf-8"))["date"], run.id, run))
         if hits:

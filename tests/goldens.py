@@ -8,8 +8,8 @@ from golden.fill_rule import fill
 from safetensors.torch import load_file
 
 from rainlab.config import UNetConfig
-from rainlab.guider import PoseGuider
-from rainlab.unet import UNet
+from rainlab.method.guider import PoseGuider
+from rainlab.method.unet import UNet
 
 FOLDER = Path(__file__).parent / "golden"
 # How far a processor's rounding may lead from the one the goldens were computed on: largest absolute difference.

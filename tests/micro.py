@@ -4,10 +4,12 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from rainlab import runs, stages
-from rainlab.config import Preset, preset
-from rainlab.data import Batch, TrainingSet
-from rainlab.model import RAIN
+from rainlab import runs
+from rainlab.config import Preset, make_preset
+from rainlab.data.dataset import Batch, TrainingSet
+from rainlab.method.rain import RAIN
+from rainlab.training import stages
+from rainlab.training.parameters import trainable
 
 __all__ = ["RAIN", "Batch", "TrainingSet", "micro", "model", "pictures", "training_set", "write_weights"]
 
@@ -36,7 +38,7 @@ NUMBERS = {
 
 
 def micro(**overrides) -> Preset:
-    return preset("tiny", NUMBERS | {key.replace("__", "."): value for key, value in overrides.items()})
+    return make_preset("tiny", NUMBERS | {key.replace("__", "."): value for key, value in overrides.items()})
 
 
 def model(config: Preset | None = None, motion=True, guidance=True, seed=0) -> RAIN:
@@ -70,4 +72,4 @@ def write_weights(config: Preset) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         built = model(config, motion=stage in stages.WINDOWED, guidance=stage.startswith("distill"))
         state = built.state_dict()
-        save_file({name: state[name].contiguous() for name in built.trainable(stage)}, folder / "weights.safetensors")
+        save_file({name: state[name].contiguous() for name in trainable(built, stage)}, folder / "weights.safetensors")

@@ -1,4 +1,4 @@
-"""rainlab.bench: structure and arithmetic of the results, never speed."""
+"""rainlab.measure.bench: structure and arithmetic of the results, never speed."""
 
 import json
 from dataclasses import asdict
@@ -7,8 +7,8 @@ import micro
 import pytest
 import torch
 
-from rainlab import bench
-from rainlab.stream import Stream
+from rainlab.measure import bench
+from rainlab.method.stream import Stream
 
 
 @pytest.fixture
@@ -30,12 +30,12 @@ def calls(monkeypatch):
 
 
 def test_repetitions_are_interleaved_after_one_warm_up(calls):
-    bench.measure("pair", repetitions=3)
+    bench.timings("pair", repetitions=3)
     assert calls == ["slow", "fast"] * 4
 
 
 def test_rates_are_medians_and_speed_is_the_median_of_each_rounds_ratio(calls):
-    slow, fast = bench.measure("pair", repetitions=3)  # slow: 3, 5, 7 times 0.4 s; fast: 4, 6, 8 times 0.1 s
+    slow, fast = bench.timings("pair", repetitions=3)  # slow: 3, 5, 7 times 0.4 s; fast: 4, 6, 8 times 0.1 s
     assert slow.median == pytest.approx(1 / (5 * 0.4)) and fast.median == pytest.approx(2 / (6 * 0.1))
     assert (slow.speed, slow.speed_low, slow.speed_high) == (1, 1, 1)
     assert fast.speed == pytest.approx((2 / 0.6) / (1 / 2.0))
@@ -45,7 +45,7 @@ def test_rates_are_medians_and_speed_is_the_median_of_each_rounds_ratio(calls):
 def test_seconds_are_reported_as_they_are_and_speed_still_means_faster(calls, monkeypatch):
     make = bench.BENCHMARKS["pair"].make
     monkeypatch.setitem(bench.BENCHMARKS, "pair", bench.Benchmark(make, "s", threads=None))
-    slow, fast = bench.measure("pair", repetitions=3)
+    slow, fast = bench.timings("pair", repetitions=3)
     assert (slow.median, fast.median) == (pytest.approx(2.0), pytest.approx(0.6))
     assert fast.speed > 1
 
@@ -60,7 +60,7 @@ def test_threads_are_set_while_measuring_and_restored(monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        bench.measure("threads", repetitions=1)
+        bench.timings("threads", repetitions=1)
         assert seen == [1, 1] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -125,7 +125,7 @@ def counted(model, seen):
 
 
 def test_a_tick_and_its_parts_run():
-    rows = bench.measure("tick", quick=True, repetitions=1, preset=CONFIG)
+    rows = bench.timings("tick", quick=True, repetitions=1, preset=CONFIG)
     parts = ["whole tick", "pose guider", "network call", "decoder", "a new reference"]
     assert [row.contender for row in rows] == parts
     assert {row.unit for row in rows} == {"s"} and all(row.median > 0 for row in rows)
@@ -134,11 +134,11 @@ def test_a_tick_and_its_parts_run():
 def test_speed_is_recorded_read_again_and_replaced(monkeypatch):
     medians = iter([20.0, 0.1, 30.0, 0.2])  # engine and tick, twice
 
-    def measure(name, repetitions, preset):
+    def timings(name, repetitions, preset):
         median = next(medians)
         return [bench.Row(name, "stream", "", median, median - 0.05, median + 0.05, 4.0, 3.0, 5.0, repetitions)]
 
-    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(bench, "timings", timings)
     with pytest.raises(FileNotFoundError, match="make tables"):
         bench.speed(CONFIG)
     run = bench.speed(CONFIG, record=True)

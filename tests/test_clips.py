@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainlab.clips import (
+from rainlab.data.clips import (
     Clip,
     Entry,
     ManifestClips,

@@ -2,11 +2,11 @@
 
 import pytest
 
-from rainlab.config import PAPER_TASKS, PRESETS, UNetConfig, preset
+from rainlab.config import PAPER_TASKS, PRESETS, UNetConfig, make_preset
 
 
 def test_paper_numbers():
-    paper = preset("paper")
+    paper = make_preset("paper")
     assert (paper.stage1.batch, paper.stage2.batch, paper.distill2d.batch, paper.distill3d.batch) == (32, 8, 8, 8)
     assert {s.learning_rate for s in (paper.stage1, paper.stage2, paper.distill2d, paper.distill3d)} == {1e-5}
     assert (paper.stream.window, paper.stream.groups, paper.stream.steps_per_group) == (16, 4, 1)
@@ -14,7 +14,7 @@ def test_paper_numbers():
     steps = {task: (v["stage1.steps"], v["stage2.steps"], v["stream.guidance"]) for task, v in PAPER_TASKS.items()}
     assert steps == {"fashion": (30_000, 20_000, 2.0), "face": (60_000, 30_000, 2.5), "style": (60_000, 40_000, 3.5)}
     for overrides in PAPER_TASKS.values():
-        assert preset("paper", overrides).distill3d.steps == 1200
+        assert make_preset("paper", overrides).distill3d.steps == 1200
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -26,9 +26,9 @@ def test_every_preset_makes_networks(name):
 
 
 def test_overrides():
-    p = preset("tiny", {"stage1.steps": 7, "model.channels": [32, 64], "stage1.learning_rate": 1})
+    p = make_preset("tiny", {"stage1.steps": 7, "model.channels": [32, 64], "stage1.learning_rate": 1})
     assert (p.stage1.steps, p.model.channels, p.stage1.learning_rate) == (7, (32, 64), 1.0)
-    assert preset("tiny").stage1.steps != 7
+    assert make_preset("tiny").stage1.steps != 7
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_overrides():
 )
 def test_wrong_overrides_are_errors(overrides, error, message):
     with pytest.raises(error, match=message):
-        preset("tiny", overrides)
+        make_preset("tiny", overrides)
 
 
 def test_impossible_geometry_is_refused():
@@ -52,4 +52,4 @@ def test_impossible_geometry_is_refused():
     with pytest.raises(ValueError, match="multiples of 32"):
         UNetConfig(channels=(48, 96), norm_groups=8, motion=True)
     with pytest.raises(ValueError, match="preset: got 'huge'"):
-        preset("huge")
+        make_preset("huge")

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from rainlab import data, runs
-from rainlab.data import Draw, TrainingSet
-from rainlab.vae import build
+from rainlab import runs
+from rainlab.data import dataset
+from rainlab.data.dataset import Draw, TrainingSet
+from rainlab.method.vae import build
 
 
 def test_draws_do_not_depend_on_how_a_batch_is_split():
@@ -69,17 +70,17 @@ class Counts(Breaks):
 
 
 def test_interrupted_arrays_go_on_and_are_made_once():
-    from rainlab.clips import Clip
+    from rainlab.data.clips import Clip
 
     frames = micro.pictures(70, 2, size=(4, 4))
     clips = [Clip(f, 255 - f, "x", 12.0, "train", "test") for f in frames]
     with pytest.raises(KeyboardInterrupt):
-        data.cached(Breaks(clips))
-    done, run = data.cached(Counts(clips))
+        dataset.cached(Breaks(clips))
+    done, run = dataset.cached(Counts(clips))
     assert Counts.asked <= 20  # 56 were written down before the interruption
     assert run.finished and np.array_equal(done.pictures[0], frames) and np.array_equal(done.pictures[1], 255 - frames)
     Counts.asked = 0
-    data.cached(Counts(clips))
+    dataset.cached(Counts(clips))
     assert Counts.asked == 0
 
 
@@ -89,7 +90,7 @@ def test_latents_are_encoded_once():
     path = runs.folder() / "latents.npy"
     latents = np.array(clips.encode(vae, path).latents)
     with torch.no_grad():
-        expected = vae.encode(data.to_signed(torch.from_numpy(clips.pictures[0][2].copy())))
+        expected = vae.encode(dataset.to_signed(torch.from_numpy(clips.pictures[0][2].copy())))
     assert np.abs(latents[2] - expected.numpy()).max() < 2e-3 and latents.dtype == np.float16
     stamp = path.stat().st_mtime_ns
     clips.encode(vae, path)
@@ -98,12 +99,13 @@ def test_latents_are_encoded_once():
 
 def test_studio_and_manifest_read_alike(tmp_path):
     """Training does not care where clips come from."""
-    from rainlab.clips import write_studio
+    from rainlab.data.clips import write_studio
 
     config = micro.micro(data__width=32)  # h264 wants even sizes, the studio any
     cfg = config.data
     manifest = write_studio(tmp_path, "train", cfg.clips, cfg.frames, cfg.size, cfg.fps)
-    sources = [data.clips_of(c, "train") for c in (cfg, micro.micro(data__width=32, data__source=str(manifest)).data)]
+    real = micro.micro(data__width=32, data__source=str(manifest)).data
+    sources = [dataset.clips_of(c, "train") for c in (cfg, real)]
     batches = []
     for source in sources:
         clips = TrainingSet(source)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_prep import studio, verbs
-from rainlab.clips import ManifestClips, StudioClips, read_manifest, read_video, write_video
+from rainlab.data.clips import ManifestClips, StudioClips, read_manifest, read_video, write_video
 
 SIZE = {"height": 64, "width": 48}
 

@@ -7,9 +7,11 @@ import pytest
 import torch
 from goldens import worst
 
-from rainlab import distill, schedule
-from rainlab.data import Draw
-from rainlab.unet import UNet
+from rainlab.data.dataset import Draw
+from rainlab.method import schedule
+from rainlab.method.embeddings import guidance_embedding
+from rainlab.method.unet import UNet
+from rainlab.training import distill
 
 CONFIG = micro.micro()
 
@@ -54,7 +56,7 @@ def test_the_loss_is_equation_five(motion, times):
     t = times(draw, frames, CONFIG)
     noisy = schedule.add_noise(x, draw.normal(*x.shape[1:]), t - 1)
     strength = 1 + 3 * draw.uniform()
-    omega = schedule.guidance_embedding(strength, 16)
+    omega = guidance_embedding(strength, 16)
     bank, context = student.look(distill.to_signed(batch.reference), batch.reference_latents)
     pose = student.pose_guider(distill.to_unit(batch.condition))
     with torch.no_grad():

@@ -4,8 +4,9 @@ import micro
 import numpy as np
 import pytest
 
-from rainlab import endless, stages
-from rainlab.stream import Stream
+from rainlab.measure import endless
+from rainlab.method.stream import Stream
+from rainlab.training import stages
 
 CONFIG = micro.micro()
 
@@ -15,20 +16,20 @@ def test_an_endless_stream_is_compared_with_its_truth(monkeypatch, tmp_path):
     monkeypatch.setattr(endless, "STRETCH", 16)
     micro.write_weights(CONFIG)
     with pytest.raises(FileNotFoundError):
-        endless.measure(CONFIG, 48)
+        endless.long_run(CONFIG, 48)
     with pytest.raises(ValueError, match="frames: got 50, expected a positive multiple of 16"):
-        endless.measure(CONFIG, 50)
-    run = endless.measure(CONFIG, 48, record=True)
+        endless.long_run(CONFIG, 50)
+    run = endless.long_run(CONFIG, 48, record=True)
     rows = [row for row in run.metrics() if row["metric"] == "psnr_fg"]
     assert [row["frame"] for row in rows] == [0, 16, 32]
     assert sum(row["n"] for row in rows) == 48  # every frame once, those still in the window with the last stretch
     driven = list(endless.stretches(CONFIG, 0, 48))
-    stream = Stream(stages.load_model(CONFIG, "distill3d"), 8, 4)
+    stream = Stream(stages.trained(CONFIG, "distill3d"), 8, 4)
     stream.reference(driven[0][0][0])
     frames = [frame for _, condition, _ in driven for frame in stream.push(list(condition))] + stream.flush()
     strip = np.load(run.path / "strip.npy")
     assert len(strip) == 3 and np.array_equal(strip[-1], frames[-1])
-    assert endless.measure(CONFIG, 48).id == run.id
+    assert endless.long_run(CONFIG, 48).id == run.id
 
 
 def test_every_stretch_has_a_motion_of_its_own_and_one_character():

@@ -7,10 +7,13 @@ import micro
 import numpy as np
 import pytest
 
-from rainlab import evaluate, metrics, runs, sampling
-from rainlab.clips import StudioClips
+from rainlab import runs
 from rainlab.config import override
-from rainlab.stream import Stream
+from rainlab.data.clips import StudioClips
+from rainlab.measure import evaluate, metrics
+from rainlab.method import sampling
+from rainlab.method.stream import Stream
+from rainlab.training import stages
 
 CONFIG = micro.micro(stream__window=16)  # so that the ablations differ
 FRAMES = CONFIG.data.test_frames
@@ -45,7 +48,7 @@ def test_the_reference_is_older_than_the_driven_frames(held):
 def test_copying_repeats_the_reference_and_the_ceiling_is_the_autoencoder(held):
     copied = evaluate.generate(CONFIG, "copy", held)
     assert copied.shape == held.frames.shape and (copied == held.reference[:, None]).all()
-    model = evaluate.load(CONFIG, "autoencoder")
+    model = stages.trained(CONFIG, "autoencoder")
     ceiling = evaluate.generate(CONFIG, "autoencoder", held, model)
     alone = held.__class__(held.reference, held.frames[:, 3:4], held.condition, held.mask)
     again = evaluate.generate(CONFIG, "autoencoder", alone)  # frame by frame, with weights that it loads
@@ -53,7 +56,7 @@ def test_copying_repeats_the_reference_and_the_ceiling_is_the_autoencoder(held):
 
 
 def test_wrong_differs_from_rain_in_nothing_but_the_reference(held):
-    model = evaluate.load(CONFIG, "rain")
+    model = stages.trained(CONFIG, "distill3d")
     right, wrong = (evaluate.generate(CONFIG, method, held, model) for method in ("rain", "wrong"))
     exchanged = replace(held, reference=held.reference[[1, 0]])
     assert np.array_equal(evaluate.generate(CONFIG, "rain", exchanged, model), wrong)
@@ -61,10 +64,9 @@ def test_wrong_differs_from_rain_in_nothing_but_the_reference(held):
 
 
 def test_undistilled_is_stage_2_without_guidance(held):
-    model = evaluate.load(CONFIG, "undistilled")
+    model = stages.trained(CONFIG, "stage2")
     frames = evaluate.generate(CONFIG, "undistilled", held)
-    options = sampling.stream_options(CONFIG.stream) | {"guidance": None}
-    stream = Stream(model, batch=len(held.reference), **options)
+    stream = Stream(model, batch=len(held.reference))
     stream.reference(held.reference)
     around = CONFIG.stream.window - CONFIG.stream.window // CONFIG.stream.groups
     pushed = stream.push([held.condition[:, i] for i in sampling.mirrored(FRAMES, around, around + 8)])
@@ -87,11 +89,12 @@ def test_runs_follow_what_determines_the_numbers():
     with_version = lambda described: (described[0], 1, described[1])  # noqa: E731
     own = ids(CONFIG)
     changed = lambda **change: {m for m, id in ids(micro.micro(stream__window=16, **change)).items() if id != own[m]}  # noqa: E731
-    streamed = {"wrong", "undistilled", "rain"}
+    streamed = {"wrong", "undistilled", "flat", "rain"}
     assert len(set(own.values())) == len(evaluate.METHODS)
     assert changed(data__test_clips=3) == changed(data__test_gap=3) == set(evaluate.METHODS)
     assert changed(train_autoencoder__steps=9) == streamed | {"autoencoder"}
-    assert changed(stage2__steps=9) == changed(stream__guidance=3.0) == streamed
+    assert changed(stream__guidance=3.0) == streamed
+    assert changed(stage2__steps=9) == streamed - {"flat"}
     assert changed(distill3d__steps=9) == {"wrong", "rain"}
 
 
@@ -123,7 +126,8 @@ def test_a_method_is_recorded_once_and_read_again(compared, held, monkeypatch):
 def test_flicker_is_that_of_one_frozen_pose_over_as_many_frames_for_every_window(monkeypatch):
     driven = []
 
-    def stream(model, reference, condition, cfg):
+    def stream(model, reference, condition, **options):
+        assert options == {**vars(config.stream)}
         driven.append(condition)
         return micro.pictures(*condition.shape[:2])
 
@@ -145,7 +149,20 @@ def test_flicker_is_measured_where_it_says_something(compared):
     for method in evaluate.METHODS:
         measured = {row["metric"] for row in evaluate.measure(CONFIG, method).metrics()}
         assert ("flicker" in measured) == ("flicker_step" in measured) == (method in evaluate.STANDING_STILL)
-        assert {"psnr", "ssim", "psnr_fg", "ssim_fg", "tde", "sharpness_error"} <= measured
+        assert {"psnr", "ssim", "psnr_fg", "ssim_fg", "tde", "sharpness_error", "true_motion"} <= measured
+
+
+def test_the_yardstick_of_motion_is_what_a_picture_that_stands_still_gets_wrong(compared):
+    run = evaluate.measure(CONFIG, "copy")
+    assert run.value("true_motion")["value"] == pytest.approx(run.value("tde")["value"], rel=1e-6)
+    assert run.value("true_motion")["value"] == evaluate.measure(CONFIG, "rain").value("true_motion")["value"]
+
+
+def test_options_of_the_preset_win_over_the_models_own(held):
+    model = stages.trained(CONFIG, "distill3d")
+    twice = override(CONFIG, {"stream.steps_per_group": 2})
+    frames = {c.stream.steps_per_group: evaluate.generate(c, "rain", held, model) for c in (CONFIG, twice)}
+    assert not np.array_equal(frames[1], frames[2])
 
 
 def test_differences_are_paired(compared):

@@ -4,7 +4,7 @@ import pytest
 from matplotlib import pyplot as plt
 from PIL import Image
 
-from rainlab import figures
+from rainlab.show import figures
 
 mpl.use("Agg")
 

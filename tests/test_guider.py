@@ -5,7 +5,7 @@ import torch
 from golden.fill_rule import image
 from goldens import BOUNDS, filled, golden, guider, keys, worst
 
-from rainlab.guider import PoseGuider
+from rainlab.method.guider import PoseGuider
 
 
 def test_published_features():

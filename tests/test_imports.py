@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 CORE = [
-    "config", "runs", "studio.body", "pose", "clips", "schedule", "unet", "guider", "vae", "model", "train", "distill",
-    "stream",
+    "config", "runs", "method.stream", "method.checkpoint", "data.studio.body", "data.clips", "data.dataset",
+    "training.loop", "training.stages", "measure.metrics",
 ]  # fmt: skip
 NOT_IN_THE_CORE = {
     "diffusers", "transformers", "torchmetrics", "lpips", "matplotlib", "pandas", "av", "IPython", "ipywidgets",

@@ -5,8 +5,10 @@ import pytest
 import torch
 from goldens import worst
 
-from rainlab import losses, schedule
-from rainlab.data import Draw
+from rainlab.data.dataset import Draw
+from rainlab.measure import evaluate
+from rainlab.method import schedule
+from rainlab.training import losses
 
 CONFIG = micro.micro()
 
@@ -84,5 +86,5 @@ def test_validation_sees_every_clip_and_the_same_draws():
     model, _ = networks()
     data = micro.training_set(CONFIG)
     per_sample = losses.sample_losses(model, CONFIG, losses.uniform_times, dropout=0.0)
-    one, two = (losses.validate(per_sample, data, 3, False, repeats=2) for _ in range(2))
+    one, two = (evaluate.held_out_loss(per_sample, data, 3, False, repeats=2) for _ in range(2))
     assert torch.equal(one, two) and one.shape == (4,) and (one > 0).all() and len(set(one.tolist())) == 4

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.lib.stride_tricks import sliding_window_view
 
-from rainlab import metrics
+from rainlab.measure import metrics
 
 SIZE = (20, 16)
 
@@ -91,9 +91,9 @@ def test_frames_are_averaged_in_decibels():
 def test_clips_are_independent():
     x, y = videos(b=3)
     mask = np.random.default_rng(1).random(x.shape[:-1]) > 0.5
-    together = metrics.evaluate(x, y, mask, group_size=2)
+    together = metrics.evaluate(x, y, mask)
     for i in range(3):
-        alone = metrics.evaluate(x[i : i + 1], y[i : i + 1], mask[i : i + 1], group_size=2)
+        alone = metrics.evaluate(x[i : i + 1], y[i : i + 1], mask[i : i + 1])
         for name, values in alone.items():
             np.testing.assert_allclose(values[0], together[name][i], rtol=1e-6)
 
@@ -179,7 +179,7 @@ def test_sharpness_error_of_flat_and_halved_contrast():
 def test_evaluate_gives_what_the_single_measures_give():
     x, y = videos(f=5)
     mask = np.random.default_rng(1).random(x.shape[:-1]) > 0.5
-    values = metrics.evaluate(x, y, mask, group_size=2)
+    values = metrics.evaluate(x, y, mask)
     expected = {
         "psnr": metrics.psnr(x, y),
         "ssim": metrics.ssim(x, y),
@@ -187,7 +187,6 @@ def test_evaluate_gives_what_the_single_measures_give():
         "ssim_fg": metrics.ssim(x, y, mask),
         "tde": metrics.temporal_difference_error(x, y),
         "sharpness_error": metrics.sharpness_error(x, y),
-        "border_ratio": metrics.border_ratio(x, 2),
     }
     assert values.keys() == expected.keys()
     for name in values:
@@ -198,15 +197,6 @@ def test_evaluate_leaves_out_what_cannot_be_asked():
     x, y = videos()
     assert metrics.evaluate(x, y).keys() == {"psnr", "ssim", "tde", "sharpness_error"}
     assert metrics.evaluate(x[:, :1], y[:, :1]).keys() == {"psnr", "ssim", "sharpness_error"}
-
-
-def test_a_further_measure_is_one_entry_in_the_table(monkeypatch):
-    def l1(clips):
-        return (clips.frames.double() - clips.truth.double()).abs().mean((1, 2, 3, 4)).numpy()
-
-    monkeypatch.setitem(metrics.MEASURES, "l1", metrics.Measure(l1, "grey levels", "lower"))
-    x, y = videos()
-    np.testing.assert_allclose(metrics.evaluate(x, y)["l1"], np.abs(x.astype(float) - y).mean((1, 2, 3, 4)))
 
 
 @pytest.mark.parametrize(

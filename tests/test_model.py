@@ -5,25 +5,18 @@ import pytest
 import torch
 from goldens import keys, worst
 
-from rainlab import schedule
-from rainlab.config import preset
-from rainlab.guider import PoseGuider
-from rainlab.model import (
-    RAIN,
-    SmallContext,
-    build_context,
-    dead_parameters,
-    guided_v,
-    start_guidance,
-    to_signed,
-    to_uint8,
-)
-from rainlab.unet import UNet
-from rainlab.vae import TAESDV
+from rainlab.config import make_preset
+from rainlab.method.context import ClipContext, SmallContext, build_context
+from rainlab.method.embeddings import guidance_embedding
+from rainlab.method.guider import PoseGuider
+from rainlab.method.rain import RAIN, guided_v, start_guidance, to_signed, to_uint8
+from rainlab.method.unet import UNet
+from rainlab.method.vae import TAESDV
+from rainlab.training.parameters import dead_parameters, trainable
 
 
 def paper_size(motion, guidance) -> RAIN:
-    cfg = preset("paper").model
+    cfg = make_preset("paper").model
     with torch.device("meta"):
         return RAIN(UNet(cfg.unet(4, out=False)), UNet(cfg.unet(4, motion=motion, guidance=guidance)), PoseGuider(),
                     torch.nn.Linear(1, 1), TAESDV())  # fmt: skip
@@ -36,19 +29,19 @@ def size(model, names) -> int:
 def test_parameters_trained_at_each_stage_at_full_size():
     published = keys("rain_keys")
     image = paper_size(motion=False, guidance=False)
-    names = image.trainable("stage1")
+    names = trainable(image, "stage1")
     dead = {f"reference_unet.{n}" for n in dead_parameters(image.reference_unet)}
     assert len(dead) == 20 and all(n.startswith("reference_unet.up_blocks.3.attentions.2.") for n in dead)
     everything = {n for n, _ in image.named_parameters() if n.split(".")[0] not in ("autoencoder", "context_encoder")}
     assert set(names) == everything - dead
     video = paper_size(motion=True, guidance=False)
-    motion = video.trainable("stage2")
+    motion = trainable(video, "stage2")
     assert all(".motion_modules." in n for n in motion)
     assert size(video, motion) == published["denoising_unet"]["n_params_motion"]
     student = paper_size(motion=True, guidance=True)
-    assert size(student, student.trainable("distill3d")) == published["denoising_unet"]["n_params"]
-    assert all(n.startswith("denoising_unet.") for n in student.trainable("distill3d"))
-    flat = paper_size(motion=False, guidance=True).trainable("distill2d")
+    assert size(student, trainable(student, "distill3d")) == published["denoising_unet"]["n_params"]
+    assert all(n.startswith("denoising_unet.") for n in trainable(student, "distill3d"))
+    flat = trainable(paper_size(motion=False, guidance=True), "distill2d")
     assert "denoising_unet.time_embedding.cond_proj.weight" in flat and not [n for n in flat if "motion" in n]
 
 
@@ -67,7 +60,7 @@ def test_dead_parameters_are_dead_and_no_others():
 
 def test_stages_have_to_exist():
     with pytest.raises(ValueError, match="got 'stage3'"):
-        micro.model().trainable("stage3")
+        trainable(micro.model(), "stage3")
 
 
 def test_guidance_is_two_predictions():
@@ -95,8 +88,6 @@ def test_pictures_survive_the_round_trip():
 def test_clip_context_sees_what_clip_was_trained_on():
     from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
-    from rainlab.model import ClipContext
-
     torch.manual_seed(0)
     config = CLIPVisionConfig(hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=4,
                               projection_dim=16, patch_size=32)  # fmt: skip
@@ -111,7 +102,7 @@ def test_clip_context_sees_what_clip_was_trained_on():
 def test_context_of_a_configuration():
     assert isinstance(build_context(micro.micro().model), SmallContext)
     with pytest.raises(FileNotFoundError, match="image_encoder"):
-        build_context(preset("paper").model)
+        build_context(make_preset("paper").model)
 
 
 def test_the_omega_dial_starts_smooth():
@@ -120,7 +111,7 @@ def test_the_omega_dial_starts_smooth():
     start_guidance(unet, 1.0)
     omega = torch.linspace(1, 4, 31)
     with torch.no_grad():
-        shift = unet.time_embedding.cond_proj(schedule.guidance_embedding(omega, unet.cfg.guidance_dim))
+        shift = unet.time_embedding.cond_proj(guidance_embedding(omega, unet.cfg.guidance_dim))
     away = (shift - shift[0]).norm(dim=1)
     assert (away.diff() > 0).all() and away[-1] > 0.5 * shift.norm(dim=1).mean()
     start_guidance(unet, 0.0)

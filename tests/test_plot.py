@@ -14,7 +14,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from rainlab import figures, plot
+from rainlab.show import figures, plot
 
 mpl.use("Agg")
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rainlab import pose
-from rainlab.studio.body import render, split_seeds
+from rainlab.data import pose
+from rainlab.data.studio.body import render, split_seeds
 
 HERE = Path(__file__).parent
 SMALLEST = {"ATEN_CPU_CAPABILITY": "default", "ONEDNN_MAX_CPU_ISA": "SSE41", "OMP_NUM_THREADS": "1"}

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainlab.pose import COLOURS, POINTS, draw
+from rainlab.data.pose import COLOURS, POINTS, draw
 
 # fmt: off
 PERSON = {"nose": (250, 97), "neck": (250, 164), "Rsho": (191, 164), "Relb": (160, 260), "Rwri": (150, 360),

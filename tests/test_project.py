@@ -161,13 +161,42 @@ def test_modules_import_only_the_core_at_the_top(path):
     assert at_top <= CORE | ALSO_AT_TOP.get(path.name, set())
 
 
-def test_modules_do_not_import_each_other_in_circles():
+WINGS = ["base", "method", "data", "training", "baselines", "measure", "show"]  # each imports those before it
+METHOD_MAY = {"rainlab.config", "rainlab.files"}  # of the base: the method is to be read alone
+
+
+def import_graph():
+    """Module -> the modules of this package that it imports anywhere, but for what `rainlab/__init__` imports late."""
     files = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in MODULES}
     graph = {}
     for module, path in files.items():
-        found = imports(ast.parse(path.read_text("utf-8")), inside_functions=module != "rainlab")  # rainlab.load: late
+        found = imports(ast.parse(path.read_text("utf-8")), inside_functions=module != "rainlab")
         graph[module] = {name if name in files else name.rpartition(".")[0] for name in found} & files.keys()
-    assert list(graphlib.TopologicalSorter(graph).static_order())
+    return graph
+
+
+def wing(module):
+    first = module.split(".")[1:2]
+    return WINGS.index(first[0]) if first and first[0] in WINGS else 0
+
+
+def test_modules_do_not_import_each_other_in_circles():
+    assert list(graphlib.TopologicalSorter(import_graph()).static_order())
+
+
+def test_imports_point_downwards():
+    graph = import_graph()
+    up = [f"{a} -> {b}" for a, found in graph.items() for b in found if wing(b) > wing(a)]
+    beside = [f"{a} -> {b}" for a, found in graph.items() for b in found
+              if wing(a) == WINGS.index("method") and wing(b) == 0 and b not in METHOD_MAY | {"rainlab"}]  # fmt: skip
+    assert not up and not beside
+    assert {wing(module) for module in graph} == {0, 1, 2, 3, 5, 6}  # the test sees all wings that there are
+
+
+def test_every_wing_says_what_it_is_for():
+    for folder in (path for path in (ROOT / "rainlab").iterdir() if (path / "__init__.py").is_file()):
+        text = ast.get_docstring(ast.parse((folder / "__init__.py").read_text("utf-8")))
+        assert folder.name in WINGS and "mports" in text and len(text.splitlines()) <= 4, folder.name
 
 
 # -- committed runs --------------------------------------------------------------------------------------------------
@@ -208,7 +237,7 @@ def notebook_faults(notebook):
     trained_later = set(re.findall(r'train_stage\(\w+, "(\w+)"', "\n".join("".join(cell["source"]) for cell in code)))
     for number, cell in enumerate(code):  # a new preset has no shipped weights
         source = "".join(cell["source"])
-        early = set(re.findall(r'load_model\(\w+, "(\w+)"', source)) & trained_later
+        early = set(re.findall(r'trained\(\w+, "(\w+)"', source)) & trained_later
         faults += [f"code cell {number} loads {stage} before its training" for stage in sorted(early)]
         trained_later -= set(re.findall(r'train_stage\(\w+, "(\w+)"', source))
     found = re.findall(r"(?<![\w.])/(?:work|root|home|tmp|Users)/[^\s\"'\\]*", readable(notebook))
@@ -253,7 +282,7 @@ def code_cell(source, count, *outputs, tags=()):
 
 
 PARAMETERS = 'steps = 30  # of the demonstration\nseed: int = -1  # any\nname = "a"  # of the run'
-LOAD, TRAIN = 'stages.load_model(full, "stage2")', 'stages.train_stage(shown, "stage2", where)'
+LOAD, TRAIN = 'stages.trained(full, "stage2")', 'stages.train_stage(shown, "stage2", where)'
 PICTURE = {"output_type": "display_data", "data": {"image/png": "iVBO/tmp/x", "text/html": "base64,AA/tmp/x"}}
 
 

@@ -6,24 +6,26 @@ from pathlib import Path
 
 import pytest
 
-from rainlab import checkpoint, evaluate, runs, stages, tables
-from rainlab.config import override, preset
+from rainlab import runs
+from rainlab.config import make_preset, override
+from rainlab.measure import evaluate, tables
+from rainlab.training import stages, weights
 
-TINY = preset("tiny")
+TINY = make_preset("tiny")
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 
 def test_every_stage_and_variant_is_published_and_shipped():
     for stage in stages.STAGES:
         assert stages.recorded(TINY, stage).path.parent == runs.published()
-        assert checkpoint.weights_file(stages.run_id(TINY, stage)).parent == checkpoint.SHIPPED
+        assert weights.weights_file(stages.run_id(TINY, stage)).parent == weights.SHIPPED
     for change in evaluate.ABLATIONS.values():
         assert stages.recorded(override(TINY, change), "distill3d")
 
 
 def test_every_shipped_file_has_its_checksum():
-    lines = (checkpoint.SHIPPED / checkpoint.SUMS).read_text("utf-8").splitlines()
-    shipped = sorted(checkpoint.SHIPPED.glob("*.safetensors"))
+    lines = (weights.SHIPPED / weights.SUMS).read_text("utf-8").splitlines()
+    shipped = sorted(weights.SHIPPED.glob("*.safetensors"))
     assert sorted(lines, key=lambda line: line[66:]) == [
         f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.name}" for path in shipped
     ]

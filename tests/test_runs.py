@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainlab import runs
+from rainlab import files, runs
 
 VALUES = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(-1e9, 1e9) | st.text(max_size=5)
 CONFIGS = st.dictionaries(st.text(min_size=1, max_size=5), VALUES | st.lists(VALUES, max_size=3), max_size=4)
@@ -33,7 +33,7 @@ def finished(name="eval", value=1.0, config=None, date=None):
     run.finish()
     if date:
         file = run.path / "provenance.json"
-        runs.write_json(file, json.loads(file.read_text()) | {"date": date})
+        files.write_json(file, json.loads(file.read_text()) | {"date": date})
     return run
 
 
@@ -96,7 +96,7 @@ def test_root_is_found_from_below_and_skips_other_projects(project, monkeypatch)
     inner.mkdir(parents=True)
     (inner / "pyproject.toml").write_text('[project]\nname = "other"\n')
     monkeypatch.chdir(inner)
-    assert runs.root() == project
+    assert files.root() == project
     assert runs.folder() == project / "runs"
 
 
@@ -104,7 +104,7 @@ def test_root_without_a_project_is_here(project, monkeypatch):
     (project / "pyproject.toml").unlink()
     (project / "sub").mkdir()
     monkeypatch.chdir(project / "sub")
-    assert runs.root() == project / "sub"
+    assert files.root() == project / "sub"
 
 
 def test_the_environment_names_the_folder(project, monkeypatch):
@@ -118,10 +118,10 @@ def test_the_environment_names_the_folder(project, monkeypatch):
 
 def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(project):
     file = project / "deep" / "result.txt"
-    with runs.atomic_path(file) as temporary:
+    with files.atomic_path(file) as temporary:
         assert (temporary.parent, temporary.suffix) == (file.parent, ".txt")
         temporary.write_text("old")
-    with pytest.raises(RuntimeError, match="stop"), runs.atomic_path(file) as temporary:
+    with pytest.raises(RuntimeError, match="stop"), files.atomic_path(file) as temporary:
         temporary.write_text("half of the n")
         raise RuntimeError("stop")
     assert file.read_text() == "old"
@@ -130,8 +130,8 @@ def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(project):
 
 def test_a_killed_process_leaves_no_half_file(project):
     code = (
-        "import os; from rainlab import runs\n"
-        "with runs.atomic_path('result.txt') as file: file.write_text('half'); os._exit(9)"
+        "import os; from rainlab import files\n"
+        "with files.atomic_path('result.txt') as file: file.write_text('half'); os._exit(9)"
     )
     done = subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])})
     assert done.returncode == 9
@@ -139,10 +139,10 @@ def test_a_killed_process_leaves_no_half_file(project):
 
 
 def test_a_list_is_written_one_element_a_line(project):
-    runs.write_json("rows.json", [{"a": np.float64(0.5)}, {"a": None}])
+    files.write_json("rows.json", [{"a": np.float64(0.5)}, {"a": None}])
     assert (project / "rows.json").read_text() == '[\n{"a": 0.5},\n{"a": null}\n]\n'
     with pytest.raises(ValueError, match="nan"):
-        runs.write_json("rows.json", [float("nan")])
+        files.write_json("rows.json", [float("nan")])
     assert json.loads((project / "rows.json").read_text())[0] == {"a": 0.5}
 
 
@@ -154,13 +154,13 @@ def test_record_finish_and_read_back():
     assert not run.finished
     run.record("psnr", np.float32(20.5), 20, 21.5, 8, "rainlab-1", model="ours", frames=16)
     run.record("psnr", 18, model="copy")
-    assert run.metrics() == run.finish().metrics() == runs.load(run.id).metrics()
+    assert run.metrics() == run.finish().metrics() == runs.get(run.id).metrics()
     assert run.metrics()[0] == {
         "metric": "psnr", "value": 20.5, "ci_low": 20, "ci_high": 21.5, "n": 8, "protocol": "rainlab-1",
         "model": "ours", "frames": 16,
     }  # fmt: skip
     assert run.value("psnr", model="copy")["value"] == 18
-    again = runs.load(run.id)
+    again = runs.get(run.id)
     assert (again.id, again.name, again.version, again.inputs) == (run.id, "eval", 2, {"weights": "abc"})
     assert again.config == {"size": [64, 48]}
     assert runs.run_id(again.name, again.config, again.version, again.inputs) == run.id
@@ -175,7 +175,7 @@ def test_an_unfinished_run_is_resumed_in_the_same_folder():
     assert (again.path / "step2.txt").read_text() == "weights"
     assert again.metrics() == [] and runs.find("train") is None
     with pytest.raises(FileNotFoundError, match=run.id):
-        runs.load(run.id)
+        runs.get(run.id)
 
 
 def test_killed_between_the_files_of_finish_is_unfinished(monkeypatch):
@@ -295,7 +295,7 @@ def test_publish_copies_the_three_files_and_readers_prefer_the_local_run(project
     assert runs.find("eval").path == run.path
     assert runs.find("eval", seed=9).path == runs.published() / newer.id
     run.clear()
-    assert runs.load(run.id).path == copy and runs.load(run.id).value("psnr")["value"] == 1.0
+    assert runs.get(run.id).path == copy and runs.get(run.id).value("psnr")["value"] == 1.0
     assert runs.open_run("eval", {"seed": 0}, 1).finished is False, "a published copy has no weights to go on with"
 
 
@@ -304,6 +304,6 @@ def test_a_published_copy_is_not_cleared_and_an_unfinished_run_not_published():
     runs.publish(run)
     run.clear()
     with pytest.raises(ValueError, match="published copy"):
-        runs.load(run.id).clear()
+        runs.get(run.id).clear()
     with pytest.raises(ValueError, match="unfinished"):
         runs.publish(run)

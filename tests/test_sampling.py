@@ -4,8 +4,9 @@ import micro
 import numpy as np
 import torch
 
-from rainlab import losses, sampling
-from rainlab.stream import Stream
+from rainlab.method import sampling
+from rainlab.method.stream import Stream
+from rainlab.training import losses
 
 
 def test_streams_are_measured_in_full_flow():
@@ -16,10 +17,10 @@ def test_streams_are_measured_in_full_flow():
 
 def test_many_clips_stream_some_side_by_side(monkeypatch):
     monkeypatch.setattr(sampling, "SIDE_BY_SIDE", 1)
-    model, cfg = micro.model(), micro.micro().stream
+    model = micro.model()
     reference, condition = micro.pictures(2, seed=9), micro.pictures(2, 6)
-    frames = sampling.stream(model, reference, condition, cfg)
-    first = sampling.stream(model, reference[:1], condition[:1], cfg)
+    frames = sampling.stream(model, reference, condition)
+    first = sampling.stream(model, reference[:1], condition[:1])
     assert frames.shape == condition.shape and np.array_equal(frames[:1], first)
 
 

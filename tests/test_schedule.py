@@ -6,7 +6,8 @@ from goldens import BOUNDS, golden, worst
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainlab import schedule
+from rainlab.method import schedule
+from rainlab.method.embeddings import guidance_embedding
 
 ROUNDING = BOUNDS["d_scheduler"]
 
@@ -35,7 +36,7 @@ def test_published_consistency_step():
 def test_published_guidance_embedding():
     e = golden("e_guidance")
     for dim in (512, 256, 33):
-        assert worst(schedule.guidance_embedding(e["in/w"], dim), e[f"out/emb{dim}"]) < BOUNDS["e_guidance"]
+        assert worst(guidance_embedding(e["in/w"], dim), e[f"out/emb{dim}"]) < BOUNDS["e_guidance"]
 
 
 def test_agrees_with_diffusers():

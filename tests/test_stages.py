@@ -7,10 +7,12 @@ import pytest
 import torch
 
 import rainlab
-from rainlab import checkpoint, runs, stages
+from rainlab import runs
 from rainlab.config import PRESETS, override
-from rainlab.model import dead_parameters
-from rainlab.stream import Stream
+from rainlab.method import checkpoint
+from rainlab.method.stream import Stream
+from rainlab.training import stages, weights
+from rainlab.training.parameters import dead_parameters, trainable
 
 CONFIG = micro.micro()
 
@@ -50,11 +52,11 @@ def test_every_stage_is_recorded_and_loads(here):
         run = stages.recorded(CONFIG, stage)
         assert run.id == stages.run_id(CONFIG, stage)
         assert [row["step"] for row in run.metrics() if row["metric"] == "loss"] == [1, 2, 3, 4]
-        model = stages.load_model(CONFIG, stage)
-        weights = checkpoint.load_weights(run.id)
-        assert set(model.trainable(stage)) <= set(weights)
+        model = stages.trained(CONFIG, stage)
+        kept = weights.weights_of(run.id)
+        assert set(trainable(model, stage)) <= set(kept)
         state = model.state_dict()
-        assert all(torch.equal(state[name], tensor) for name, tensor in weights.items())
+        assert all(torch.equal(state[name], tensor) for name, tensor in kept.items())
     assert model.autoencoder.std.max() != 1  # the latents' scale came along
     stream = Stream(model, 8, 4)
     stream.reference(micro.pictures())
@@ -62,7 +64,7 @@ def test_every_stage_is_recorded_and_loads(here):
 
 
 def test_what_a_stage_does_not_train_stays(here):
-    before, after = (dict(stages.load_model(CONFIG, s).named_parameters()) for s in ("stage1", "stage2"))
+    before, after = (dict(stages.trained(CONFIG, s).named_parameters()) for s in ("stage1", "stage2"))
     dead = {f"reference_unet.{name}" for name in dead_parameters(micro.model(CONFIG).reference_unet)}
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items() if name not in dead)
     assert all(".motion_modules." in name for name in after.keys() - before.keys())
@@ -70,9 +72,9 @@ def test_what_a_stage_does_not_train_stays(here):
 
 def test_initialisation_of_three_dimensional_distillation(here):
     """Student: 2D consistency model and motion modules; target: the original 2D network and motion modules."""
-    model, _, ema = stages.fresh(CONFIG, "distill3d")
-    flat = stages.load_model(CONFIG, "distill2d").denoising_unet.state_dict()
-    video = stages.load_model(CONFIG, "stage2").denoising_unet.state_dict()
+    model, _, ema = stages.Training(CONFIG, "distill3d").start()
+    flat = stages.trained(CONFIG, "distill2d").denoising_unet.state_dict()
+    video = stages.trained(CONFIG, "stage2").denoising_unet.state_dict()
     for name, parameter in model.denoising_unet.named_parameters():
         expected = video[name] if ".motion_modules." in name else flat[name]
         assert torch.equal(parameter, expected), name
@@ -83,7 +85,7 @@ def test_initialisation_of_three_dimensional_distillation(here):
 
 
 def test_the_target_of_two_dimensional_distillation_is_the_student(here):
-    model, _, ema = stages.fresh(CONFIG, "distill2d")
+    model, _, ema = stages.Training(CONFIG, "distill2d").start()
     assert all(torch.equal(p, ema[f"denoising_unet.{n}"]) for n, p in model.denoising_unet.named_parameters())
     assert model.denoising_unet.time_embedding.cond_proj.weight.abs().max() > 0  # must not start at zero here
 
@@ -110,27 +112,27 @@ def test_a_trial_starts_from_another_presets_stages(here):
 
 
 def test_shipped_weights_are_found(here, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path)
     id = stages.run_id(CONFIG, "stage1")
-    shipped = checkpoint.ship(id)
-    exact = checkpoint.load_weights(id)
+    shipped = weights.ship(id)
+    exact = weights.weights_of(id)
     monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path / "empty"))
-    rounded = checkpoint.load_weights(id)
+    rounded = weights.weights_of(id)
     assert shipped.stat().st_size < 1.1 * sum(2 * t.numel() for t in exact.values()) + 100_000
     assert rounded.keys() == exact.keys()
     assert all(torch.equal(rounded[n], t.half().float()) for n, t in exact.items())
-    sums = (tmp_path / checkpoint.SUMS).read_text("utf-8")
+    sums = (tmp_path / weights.SUMS).read_text("utf-8")
     assert sums == f"{hashlib.sha256(shipped.read_bytes()).hexdigest()}  {shipped.name}\n"
     shipped.write_bytes(shipped.read_bytes()[:-1] + b"\0")
     with pytest.raises(ValueError, match=f"{shipped.name}: got sha256 .*, expected .* git checkout"):
-        checkpoint.load_weights(id)
+        weights.weights_of(id)
 
 
 def test_the_ready_model_by_name_or_file(here, tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS, "micro", CONFIG)
     ready = rainlab.load("micro")
     assert not ready.training and ready.denoising_unet.cfg.motion and ready.denoising_unet.cfg.guidance_dim
-    checkpoint.save(ready, tmp_path / "mine.safetensors")
+    checkpoint.save_model(ready, tmp_path / "mine.safetensors")
     again = rainlab.load(tmp_path / "mine.safetensors")
     assert all(torch.equal(a, b) for a, b in zip(ready.parameters(), again.parameters(), strict=True))
     with pytest.raises(FileNotFoundError, match="got 'smal', expected one of .*'small'.* or a model file"):
@@ -138,29 +140,29 @@ def test_the_ready_model_by_name_or_file(here, tmp_path, monkeypatch):
 
 
 def test_a_stage_that_was_trained_over_need_not_be_there(here, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path)
     for stage in ("autoencoder", "stage1", "distill3d"):
-        checkpoint.ship(stages.run_id(CONFIG, stage))
-    expected = stages.load_model(CONFIG, "distill3d").denoising_unet
+        weights.ship(stages.run_id(CONFIG, stage))
+    expected = stages.trained(CONFIG, "distill3d").denoising_unet
     monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path / "empty"))
-    model = stages.load_model(CONFIG, "distill3d").denoising_unet
+    model = stages.trained(CONFIG, "distill3d").denoising_unet
     assert all(torch.equal(a.half(), b.half()) for a, b in zip(expected.parameters(), model.parameters(), strict=True))
     with pytest.raises(FileNotFoundError, match="weights of stage2"):
-        stages.load_model(CONFIG, "stage2")
+        stages.trained(CONFIG, "stage2")
 
 
 def test_whole_models_in_one_file(here, tmp_path):
-    model, path = stages.load_model(CONFIG, "distill3d"), tmp_path / "model.safetensors"
-    checkpoint.save(model, path)
-    again = checkpoint.load(path)
+    model, path = stages.trained(CONFIG, "distill3d"), tmp_path / "model.safetensors"
+    checkpoint.save_model(model, path)
+    again = checkpoint.load_model(path)
     assert again.preset == CONFIG
     assert all(torch.equal(a, b) for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True))
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(ValueError, match="not a complete safetensors file"):
-        checkpoint.load(path)
-    other = checkpoint.SHIPPED / "none"
+        checkpoint.load_model(path)
+    other = weights.SHIPPED / "none"
     with pytest.raises(FileNotFoundError, match="make tables"):
-        checkpoint.weights_file(other.name)
+        weights.weights_file(other.name)
 
 
 def test_unknown_stages_are_named():
@@ -169,12 +171,12 @@ def test_unknown_stages_are_named():
 
 
 def test_damaged_weights_are_named_with_a_way_out(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "SHIPPED", tmp_path)
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path)
     (tmp_path / "stage1-0.safetensors").write_bytes(b"\x09")
     with pytest.raises(ValueError, match="stage1-0.safetensors: got sha256 .*, expected None .* git checkout"):
-        checkpoint.load_weights("stage1-0")
+        weights.weights_of("stage1-0")
     monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path))
     (tmp_path / "stage1-1").mkdir()
     (tmp_path / "stage1-1" / "weights.safetensors").write_bytes(b"\x09")
-    with pytest.raises(ValueError, match="weights.safetensors of stage1-1: .* delete its run and call `make tables`"):
-        checkpoint.load_weights("stage1-1")
+    with pytest.raises(ValueError, match="weights of stage1-1: .* delete its run and call `make tables`"):
+        weights.weights_of("stage1-1")

@@ -11,9 +11,10 @@ from goldens import BOUNDS, denoising_unet, golden, guider, reference_unet, wors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainlab.model import RAIN
-from rainlab.stream import Stream, animate
-from rainlab.vae import TAESDV
+from rainlab.config import StreamConfig
+from rainlab.method.rain import RAIN
+from rainlab.method.stream import Stream, animate
+from rainlab.method.vae import TAESDV
 
 
 def test_published_offline_loop():
@@ -207,6 +208,24 @@ def test_wrong_conditions_are_named_and_leave_the_stream_as_it_was(picture, erro
     assert s.push([GOOD] * 7) == [] and len(s.push(GOOD)) == 2
 
 
+def test_a_stream_runs_as_its_model_was_trained_unless_told_otherwise():
+    """A K = 8 causal model must not run as K = 16 without a mask."""
+    trained = micro.model(micro.micro(stream__window=8, stream__groups=2, stream__causal=True, stream__guidance=3.0))
+    own = Stream(trained)
+    assert (own.window, own.groups, own.group_size, own.guidance, own.cfg.causal) == (8, 2, 4, 3.0, True)
+    told = Stream(trained, window=16, groups=4, steps_per_group=2, guidance=1.5, causal=False)
+    assert (told.window, told.groups, told.steps_per_group, told.guidance, told.cfg.causal) == (16, 4, 2, 1.5, False)
+    condition = list(micro.pictures(8, seed=2))
+    frames = {}
+    for name, options in {"own": {}, "same": {"window": 8, "causal": True}, "free": {"causal": False}}.items():
+        running = Stream(trained, **options)
+        running.reference(micro.pictures(seed=9))
+        frames[name] = np.stack(running.push(condition))
+    assert np.array_equal(frames["own"], frames["same"]) and not np.array_equal(frames["own"], frames["free"])
+    trained.preset = None
+    assert Stream(trained).cfg == StreamConfig()  # the paper's
+
+
 def test_wrong_use_is_named():
     model = micro.model()
     with pytest.raises(RuntimeError, match="no reference"):
@@ -215,8 +234,6 @@ def test_wrong_use_is_named():
         Stream(model, window=10)
     with pytest.raises(ValueError, match="motion_length=32"):
         Stream(model, window=64)
-    with pytest.raises(ValueError, match="needs a number"):
-        Stream(model, guidance=None)
     with pytest.raises(ValueError, match="no ω embedding"):
         Stream(micro.model(guidance=False), guidance=2.0)
     with pytest.raises(ValueError, match="multiples of 4"):

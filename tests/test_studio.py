@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainlab.studio import body
-from rainlab.studio.body import render, split_seeds
-from rainlab.studio.people import Lots
-from rainlab.studio.raster import GEOMETRY, NOTHING, cover, flow, place, shapes, surface, winner
+from rainlab.data.studio import body
+from rainlab.data.studio.body import render, split_seeds
+from rainlab.data.studio.people import Lots
+from rainlab.data.studio.raster import GEOMETRY, NOTHING, cover, flow, place, shapes, surface, winner
 
 SEEDS = split_seeds("test", 6)
 

@@ -3,8 +3,9 @@
 import micro
 import pytest
 
-from rainlab import bench, evaluate, runs, tables
+from rainlab import runs
 from rainlab.config import override
+from rainlab.measure import bench, evaluate, tables
 
 CONFIG = micro.micro(stream__window=16)
 NUMBERS = {"psnr": 21.0, "ssim": 0.75, "psnr_fg": 18.0, "ssim_fg": 0.6, "tde": 3.0, "flicker": 2.0}
@@ -79,16 +80,18 @@ def test_table2_says_on_what_it_was_measured():
 
 def test_table3_pairs_the_papers_rows_with_ours_by_name():
     paper, ours = split(tables.table3(CONFIG))
-    assert list(paper.index) == list(ours.index) == list(evaluate.ABLATIONS)
+    assert [*paper.index, "K = 16, no motion modules"] == list(ours.index)
+    assert list(paper.index) == list(evaluate.ABLATIONS)
     assert paper["FVD ↓"].tolist() == ["85.2", "145.8", "284.5"]
-    assert [cell.split()[0] for cell in ours["flicker ↓"]] == ["6.00", "12.00", "13.00"]
+    assert [cell.split()[0] for cell in ours["flicker ↓"]] == ["7.00", "12.00", "13.00", "6.00"]
     assert set(ours["border ratio ↓"]) == {"–"}  # not recorded here
 
 
 def test_differences_are_named_and_hold_what_was_compared():
     table = tables.differences(CONFIG).set_index("method")
-    assert list(table.index) == [f"RAIN − {evaluate.METHODS[b]}" for b in ("copy", "wrong", "undistilled")]
-    assert table["PSNR fg ↑"].tolist() == ["2.00 [1.00, 3.00]", "3.00 [2.00, 4.00]", "4.00 [3.00, 5.00]"]
+    assert list(table.index) == [f"RAIN − {evaluate.METHODS[b]}" for _, b in evaluate.PAIRS]
+    expected = [f"{i}.00 [{i - 1}.00, {i + 1}.00]" for i in range(2, 2 + len(evaluate.PAIRS))]
+    assert table["PSNR fg ↑"].tolist() == expected
 
 
 @pytest.mark.parametrize(
@@ -119,8 +122,8 @@ def test_print_all_prints_every_row_with_its_note(capsys):
     assert [out.count(f"Table {i}, ") for i in (1, 2, 3)] == [1, 1, 1] and out.count("do not compare") == 3
 
 
-def test_readme_holds_every_row_of_every_table():
-    lines = tables.readme(CONFIG).splitlines()
+def test_results_hold_every_row_of_every_table():
+    lines = tables.results(CONFIG).splitlines()
     for make in (tables.table1, tables.table2, tables.table3, tables.differences):
         for row in make(CONFIG).to_numpy().tolist():
             assert lines.count(f"| {' | '.join(row)} |") == 1

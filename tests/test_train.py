@@ -12,9 +12,11 @@ import torch
 from goldens import worst
 from safetensors.torch import load_file
 
-from rainlab import losses, runs, train
+from rainlab import runs
 from rainlab.config import StageConfig
-from rainlab.data import Draw
+from rainlab.data.dataset import Draw
+from rainlab.training import loop, losses
+from rainlab.training.parameters import trainable
 
 CONFIG = micro.micro()
 LOOP = CONFIG.stage1
@@ -25,12 +27,12 @@ def begin(cfg=LOOP, stage="stage1", seed=0):
     model = micro.RAIN.build(CONFIG, motion=stage == "stage2", guidance=False)
     times = losses.staircase_times if stage == "stage2" else losses.uniform_times
     loss = losses.denoising_loss(model, CONFIG, times)
-    return model, loss, train.start(model, model.trainable(stage), cfg)
+    return model, loss, loop.start(model, trainable(model, stage), cfg)
 
 
 def run_all(cfg, seed=0):
     _, loss, state = begin(cfg, seed=seed)
-    for _ in train.train(loss, state, micro.training_set(CONFIG), cfg, 3, False):
+    for _ in loop.train(loss, state, micro.training_set(CONFIG), cfg, 3, False):
         pass
     return state
 
@@ -51,10 +53,10 @@ def test_a_killed_run_resumes_bit_for_bit():
 
     _, loss, state = begin()
     with pytest.raises(KeyboardInterrupt):
-        train.fit(run, loss, state, data, LOOP, 3, False, kill)
+        loop.fit(run, loss, state, data, LOOP, 3, False, kill)
     _, loss, state = begin(seed=1)  # whatever the fresh weights are, the checkpoint replaces them
     steps = []
-    history = train.fit(run, loss, state, data, LOOP, 3, False, lambda s: steps.append(s.step))
+    history = loop.fit(run, loss, state, data, LOOP, 3, False, lambda s: steps.append(s.step))
     assert steps == [3, 4] and [row["step"] for row in history] == [1, 2, 3, 4]
     assert same(state.parameters, whole.parameters) and same(state.ema, whole.ema)
     moments = [[s.optimizer.state[p] for p in s.parameters.values() if p in s.optimizer.state] for s in (state, whole)]
@@ -64,7 +66,7 @@ def test_a_killed_run_resumes_bit_for_bit():
     weights = load_file(run.path / "weights.safetensors")
     assert same(weights, whole.ema)
     assert not (run.path / "state.safetensors").exists()
-    again = train.fit(run, loss, state, data, LOOP, 3, False, lambda s: pytest.fail("finished work was done again"))
+    again = loop.fit(run, loss, state, data, LOOP, 3, False, lambda s: pytest.fail("finished work was done again"))
     assert again == history
 
 
@@ -75,7 +77,7 @@ def gradients(cfg):
     hook = state.optimizer.register_step_pre_hook(
         lambda *_: grads.update({n: p.grad.clone() for n, p in state.parameters.items() if p.grad is not None})
     )
-    next(iter(train.train(loss, state, data, cfg, 3, False)))
+    next(iter(loop.train(loss, state, data, cfg, 3, False)))
     hook.remove()
     return grads
 
@@ -94,7 +96,7 @@ import test_train as t
 from dataclasses import replace
 import torch.distributed as dist
 torch.set_num_threads(1)
-t.train.join_processes()
+t.loop.join_processes()
 grads = t.gradients(replace(t.LOOP, batch=4, clip_norm=1e9))
 if dist.get_rank() == 0:
     from safetensors.torch import save_file
@@ -126,15 +128,15 @@ def test_a_diverging_run_stops():
     _, _, state = begin()
     bad = lambda batch, draw: sum(p.sum() for p in state.parameters.values()) * float("inf")  # noqa: E731
     with pytest.raises(FloatingPointError, match="lower the learning rate"):
-        next(iter(train.train(bad, state, micro.training_set(CONFIG), LOOP, 3, False)))
+        next(iter(loop.train(bad, state, micro.training_set(CONFIG), LOOP, 3, False)))
 
 
 def test_learning_rate():
     cfg = StageConfig(steps=100, learning_rate=1.0, warmup=10, decay=0.5)
-    rates = [train.learning_rate(cfg, step) for step in range(100)]
+    rates = [loop.learning_rate(cfg, step) for step in range(100)]
     assert rates[0] == pytest.approx(0.1) and rates[9:51] == [1.0] * 42
     assert rates[75] == pytest.approx(0.5, abs=0.01) and rates[-1] < 0.01
-    assert train.learning_rate(replace(cfg, decay=0.0), 99) == 1.0
+    assert loop.learning_rate(replace(cfg, decay=0.0), 99) == 1.0
 
 
 def test_stage_two_trains_motion_modules_only_and_starts_where_stage_one_ended():
@@ -147,7 +149,7 @@ def test_stage_two_trains_motion_modules_only_and_starts_where_stage_one_ended()
     per_sample = [losses.sample_losses(m, CONFIG, losses.staircase_times) for m in (flat, model)]
     with torch.no_grad():
         assert worst(*(p(batch, Draw(0, 0, range(2))) for p in per_sample)) < 1e-6
-    for _ in train.train(loss, state, data, replace(LOOP, steps=2), 8, True):
+    for _ in loop.train(loss, state, data, replace(LOOP, steps=2), 8, True):
         pass
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert changed and all(".motion_modules." in n for n in changed)
@@ -156,13 +158,14 @@ def test_stage_two_trains_motion_modules_only_and_starts_where_stage_one_ended()
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
 def test_one_step_in_the_papers_geometry(stage):
     """Four levels, 8 heads, f = 8, 16 frames, checkpointing, as preset paper has them; narrower."""
-    from rainlab.config import preset
-    from rainlab.guider import PoseGuider
-    from rainlab.model import RAIN, SmallContext
-    from rainlab.unet import UNet
-    from rainlab.vae import TAESDV
+    from rainlab.config import make_preset
+    from rainlab.method.context import SmallContext
+    from rainlab.method.guider import PoseGuider
+    from rainlab.method.rain import RAIN
+    from rainlab.method.unet import UNet
+    from rainlab.method.vae import TAESDV
 
-    paper = preset("paper", {"model.channels": (32, 32, 64, 64), "model.cross_attention_dim": 16})
+    paper = make_preset("paper", {"model.channels": (32, 32, 64, 64), "model.cross_attention_dim": 16})
     cfg, motion, frames = paper.model, stage == "stage2", 16 if stage == "stage2" else 1
     networks = UNet(cfg.unet(4, out=False)), UNet(cfg.unet(4, motion=motion)), PoseGuider(32), SmallContext(16)
     model = RAIN(*networks, TAESDV(8))
@@ -173,8 +176,8 @@ def test_one_step_in_the_papers_geometry(stage):
         torch.randn(1, frames, 4, 8, 8),
         torch.from_numpy(micro.pictures(1, frames, size=(64, 64))),
     )
-    names = model.trainable(stage)
-    state = train.start(model, names, getattr(paper, stage))
+    names = trainable(model, stage)
+    state = loop.start(model, names, getattr(paper, stage))
     times = losses.staircase_times if motion else losses.uniform_times
     losses.denoising_loss(model, paper, times)(batch, Draw(0, 0, [0])).backward()
     with_gradient = {name for name, parameter in state.parameters.items() if parameter.grad is not None}

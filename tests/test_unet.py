@@ -6,7 +6,7 @@ from einops import rearrange
 from goldens import BOUNDS, TINY, denoising_unet, filled, golden, keys, reference_unet, worst
 
 from rainlab.config import UNetConfig
-from rainlab.unet import Condition, MotionModule, ResnetBlock, SpatialTransformer, UNet
+from rainlab.method.unet import Condition, MotionModule, ResnetBlock, SpatialTransformer, UNet
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from goldens import BOUNDS, filled, golden, keys, worst
 
 from rainlab.config import AutoencoderConfig
-from rainlab.vae import KL, TAESD, TAESDV, SmallVAE, build
+from rainlab.method.vae import KL, TAESD, TAESDV, SmallVAE, build
 
 
 def test_published_streaming_decoder():

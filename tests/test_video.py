@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rainlab.video import VideoError, iter_video, probe, read_picture, read_video, write_video
+from rainlab.data.video import VideoError, iter_video, probe, read_picture, read_video, write_video
 
 
 def noise(*shape, seed=0):

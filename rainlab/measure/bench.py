@@ -1,0 +1,277 @@
+"""Side-by-side timings: `python -m rainlab.measure.bench [NAME ...] [--quick] [--json PATH]`.
+
+A benchmark is a function that returns contenders: name -> callable that does one repetition and returns how much work
+that was (frames, calls). The first contender is what the others are compared with. Repetitions are interleaved
+(A B A B ...), and a ratio is taken within each round, so that a machine that slows down or is shared does not change
+it. Medians and quartiles are reported, never the best.
+
+To add a benchmark, write one more function under `@benchmark`.
+"""
+
+import argparse
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from rainlab import provenance, runs
+from rainlab.config import Preset, make_preset
+from rainlab.data import pose
+from rainlab.data.clips import Clip, StudioClips
+from rainlab.data.studio import body
+from rainlab.files import root, write_json
+from rainlab.method import sampling
+from rainlab.method.rain import RAIN, to_signed, to_unit
+from rainlab.method.stream import Stream
+
+Contenders = dict[str, Callable[[], float]]
+VERSION = 1  # raised when `engine` or `tick` measure something else
+PROTOCOL = "interleaved rounds: median, quartiles"
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """How to make the contenders (`quick`: with little work each) and how to read their times."""
+
+    make: Callable[..., Contenders]  # (quick, **options)
+    unit: str  # "frames/s" (work per second) or "s" (seconds of a repetition)
+    threads: int | None  # of torch while it runs; None: as many as there are
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender's result. `speed` is relative to the benchmark's first contender: 2 is twice as fast."""
+
+    benchmark: str
+    contender: str
+    unit: str
+    median: float
+    low: float  # lower and upper quartile
+    high: float
+    speed: float
+    speed_low: float
+    speed_high: float
+    repetitions: int
+
+
+BENCHMARKS: dict[str, Benchmark] = {}
+
+
+def benchmark(unit: str, threads: int | None = None) -> Callable:
+    """Enter the decorated function in `BENCHMARKS` under its own name."""
+
+    def enter(make: Callable[..., Contenders]) -> Callable[..., Contenders]:
+        BENCHMARKS[make.__name__] = Benchmark(make, unit, threads)
+        return make
+
+    return enter
+
+
+# -- the benchmarks --------------------------------------------------------------------------------------------------
+
+
+@benchmark("s")
+def imports(quick: bool) -> Contenders:
+    """A new Python that imports torch, the package, and all that a stream needs."""
+
+    def contender(module: str) -> float:
+        subprocess.run([sys.executable, "-c", f"import {module}"], check=True)
+        return 1
+
+    return {f"import {module}": partial(contender, module) for module in ("torch", "rainlab", "rainlab.method.stream")}
+
+
+@benchmark("frames/s", threads=1)
+def studio(quick: bool) -> Contenders:
+    """Clips of the procedural studio with all outputs: frames, keypoints, mask, depth, flow."""
+    clips, frames = (1, 4) if quick else (4, 16)
+    seeds = body.split_seeds("train", clips)
+
+    def contender(size: tuple[int, int]) -> float:
+        body.render(seeds, seeds, frames=frames, size=size)
+        return clips * frames
+
+    return {f"{h}x{w}": partial(contender, (h, w)) for h, w in ((64, 48), (128, 96))}
+
+
+@benchmark("frames/s", threads=1)
+def pose_pictures(quick: bool) -> Contenders:
+    """Condition pictures drawn from keypoints."""
+    frames = 4 if quick else 64
+    seeds = body.split_seeds("train", 1)
+
+    def contender(keypoints: torch.Tensor, size: tuple[int, int]) -> float:
+        pose.draw(keypoints, size)
+        return frames
+
+    keypoints = body.render(seeds, seeds, frames=frames, size=(64, 48)).keypoints
+    doubled = keypoints * torch.tensor([2.0, 2.0, 1.0])
+    return {"64x48": partial(contender, keypoints, (64, 48)), "128x96": partial(contender, doubled, (128, 96))}
+
+
+def streams(preset: Preset) -> dict[str, dict[str, Any]]:
+    """Options of the streams that are timed: the preset's own, half its window, twice its calls between two pops."""
+    own = preset.stream
+    changed = (own, replace(own, window=own.window // 2), replace(own, steps_per_group=2 * own.steps_per_group))
+    return {f"stream, K = {cfg.window}, N = {cfg.steps_per_group}": asdict(cfg) for cfg in changed}
+
+
+def _running(model: RAIN, clip: Clip, options: dict[str, Any]) -> Stream:
+    """A stream past its soft start."""
+    stream = Stream(model, **options)
+    stream.reference(clip.frames[0])
+    stream.push([clip.condition[0]] * stream.window)
+    return stream
+
+
+@benchmark("frames/s")
+def engine(quick: bool, preset: Preset | None = None) -> Contenders:
+    """One network, K frames a repetition: sampled a window at a time by 20-step DDIM, and streamed (section 4.3).
+
+    Speed does not depend on the weights, so they are random. Guided DDIM calls the network with and without reference.
+    """
+    preset = preset or make_preset("tiny")
+    clip, steps = StudioClips("test", 1, preset.stream.window, preset.data.size)[0], 2 if quick else 20
+    window = clip.frames[:1], clip.condition[None]
+    ddim = partial(sampling.sample, RAIN.build(preset, motion=True, guidance=False).eval(), *window, steps)
+    distilled = RAIN.build(preset, motion=True, guidance=True)
+    running = {label: _running(distilled, clip, options) for label, options in streams(preset).items()}
+    calls = {f"DDIM, {steps} steps": ddim, f"DDIM, {steps} steps, guided": partial(ddim, preset.stream.guidance)}
+    calls |= {label: partial(stream.push, list(clip.condition)) for label, stream in running.items()}
+
+    def contender(call: Callable) -> float:
+        call()
+        return len(clip.condition)
+
+    return {label: partial(contender, call) for label, call in calls.items()}
+
+
+@benchmark("s")
+def tick(quick: bool, preset: Preset | None = None) -> Contenders:
+    """One tick of a running stream, K/p conditions in and K/p frames out, and its parts."""
+    preset = preset or make_preset("tiny")
+    clip = StudioClips("test", 1, preset.stream.window, preset.data.size)[0]
+    model = RAIN.build(preset, motion=True, guidance=True)
+    whole, latents_only = (_running(model, clip, {}) for _ in range(2))
+    group = clip.condition[: whole.group_size]
+    conditions = to_unit(torch.from_numpy(group))[None]
+    features, clean = model.pose_guider(conditions), latents_only.contents[0][:, : whole.group_size]
+
+    def contender(call: Callable, *arguments: Any) -> float:
+        call(*arguments)
+        return 1
+
+    return {
+        "whole tick": partial(contender, whole.push, list(group)),
+        "pose guider": partial(contender, model.pose_guider, conditions),
+        "network call": partial(contender, latents_only.tick, features),
+        "decoder": partial(contender, model.autoencoder.decode_next, clean, None),
+        "a new reference": partial(contender, model.look, to_signed(torch.from_numpy(clip.frames[:1]))),
+    }
+
+
+# -- measuring -------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def timings(name: str, quick: bool = False, repetitions: int = 7, **options: Any) -> list[Row]:
+    """Run one benchmark: each contender once unmeasured, then `repetitions` rounds of all. Raises KeyError.
+
+    `options` go to the benchmark: engine and tick take `preset`.
+    """
+    bench, before = BENCHMARKS[name], torch.get_num_threads()
+    torch.set_num_threads(bench.threads or before)
+    try:
+        contenders = bench.make(quick, **options)
+        work = {contender: run() for contender, run in contenders.items()}
+        seconds = np.array([[_seconds(run) for run in contenders.values()] for _ in range(repetitions)])
+    finally:
+        torch.set_num_threads(before)
+    rates = np.array(list(work.values())) / seconds  # (repetitions, contenders)
+    values = seconds if bench.unit == "s" else rates
+    return [
+        Row(name, contender, bench.unit, *_middle(values[:, i]), *_middle(rates[:, i] / rates[:, 0]), repetitions)
+        for i, contender in enumerate(contenders)
+    ]
+
+
+def speed(preset: Preset, record: bool = False) -> runs.Run:
+    """The run that holds the engine's timings (Table 2).
+
+    Args:
+        record: time it now, on this machine, and replace what `runs/` holds; False reads what was recorded last, here
+            or in the repository, and raises FileNotFoundError if there is nothing.
+
+    Metrics: `frames_per_second` and `speed` (relative to DDIM) of `engine`'s contenders, `seconds` of `tick`'s, medians
+    with quartiles in place of an interval; `latency_frames` of the streams; label `contender`.
+    """
+    timed = {"preset": preset.name, "model": preset.model, "autoencoder": preset.autoencoder, "size": preset.data.size}
+    if not record:
+        if run := runs.find("speed", **timed):
+            return run
+        raise FileNotFoundError(f"no recorded speed for preset {preset.name!r}: make it with `make tables`")
+    config = timed | {"stream": preset.stream, "threads": torch.get_num_threads()}
+    run = runs.open_run("speed", config, VERSION).clear()
+    for row in timings("engine", repetitions=5, preset=preset):
+        for metric, values in {
+            "frames_per_second": (row.median, row.low, row.high),
+            "speed": (row.speed, row.speed_low, row.speed_high),
+        }.items():
+            run.record(metric, *values, row.repetitions, PROTOCOL, contender=row.contender)
+    for row in timings("tick", repetitions=15, preset=preset):
+        run.record("seconds", row.median, row.low, row.high, row.repetitions, PROTOCOL, contender=row.contender)
+    model = RAIN.build(preset, motion=True, guidance=True)
+    for label, options in streams(preset).items():
+        run.record("latency_frames", Stream(model, **options).latency_frames, contender=label)
+    return run.finish()
+
+
+def _seconds(run: Callable[[], float]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _middle(samples: np.ndarray) -> tuple[float, float, float]:
+    """Median, lower and upper quartile."""
+    low, median, high = np.quantile(samples, [0.25, 0.5, 0.75])
+    return float(median), float(low), float(high)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as text, one benchmark after the other."""
+    lines = [f"{'benchmark':15}{'contender':24}{'median':>10}  {'quartiles':22}{'unit':10}speed relative to the first"]
+    for row in rows:
+        spread = f"{row.low:.4g} ... {row.high:.4g}"
+        speed = f"{row.speed:.2f} ({row.speed_low:.2f} ... {row.speed_high:.2f})"
+        lines.append(f"{row.benchmark:15}{row.contender:24}{row.median:>10.4g}  {spread:22}{row.unit:10}{speed}")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Row]:
+    """The command line; returns the rows."""
+    parser = argparse.ArgumentParser(prog="python -m rainlab.measure.bench", description="Side-by-side timings.")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument("--quick", action="store_true", help="little work, two repetitions: shows that it runs")
+    parser.add_argument("--json", metavar="PATH", help="write the rows to this file, too")
+    options = parser.parse_args(arguments)
+    if unknown := set(options.names) - BENCHMARKS.keys():
+        parser.error(f"got {', '.join(sorted(unknown))}, expected names of {', '.join(BENCHMARKS)}")
+    rows = []
+    for name in options.names or BENCHMARKS:
+        rows += timings(name, options.quick, 2 if options.quick else 7)
+    print(table(rows))
+    if options.json:
+        machine = provenance.versions() | provenance.hardware(root())
+        write_json(options.json, {"machine": machine, "rows": [asdict(row) for row in rows]})
+    return rows
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""Held-out evaluation: every method sees the same clips, references and drivers, and is measured the same way.
+
+A method's numbers are a run of their own, so that all tables read the same ones. Characters and motions of the test
+split were never seen in training. The reference is a clip's first frame, the driver the condition pictures from
+``test_gap`` frames later on: in a stream the reference is old, and close to it copying it would be hard to beat.
+Streams are measured in full flow (:func:`rainlab.method.sampling.stream`): the clips are hardly longer than the window.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from rainlab import runs
+from rainlab.config import Preset, override
+from rainlab.data import dataset
+from rainlab.files import write_json
+from rainlab.measure import metrics
+from rainlab.method.rain import RAIN, to_signed, to_uint8
+from rainlab.method.sampling import stream
+from rainlab.training import losses, stages
+
+VERSION = 4  # raised when a method's numbers would come out differently
+METHODS = {
+    "copy": "copying the reference",
+    "autoencoder": "autoencoder alone (ceiling)",
+    "wrong": "RAIN, wrong reference",
+    "undistilled": "RAIN before distillation, 4 steps",
+    "flat": "RAIN without motion modules",
+    "rain": "RAIN",
+}
+STAGE = {"autoencoder": "autoencoder", "undistilled": "stage2", "flat": "distill2d", "wrong": "distill3d",
+         "rain": "distill3d"}  # fmt: skip
+"""The stage after which a method's networks are taken; "copy" needs none."""
+ABLATIONS = {
+    "K = 16": {},
+    "K = 8": {"stream.window": 8},
+    "K = 16, causal mask": {"stream.causal": True},
+}
+"""Section 5.4: what is varied, as overrides of a preset; the first is the paper's setting."""
+STANDING_STILL = ("undistilled", "flat", "rain")  # methods whose flicker is measured, by a frozen pose,
+STILL = 16  # in that many clips: it differs little from clip to clip
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Test clips as arrays: reference uint8 ``(b, h, w, 3)``, the driven frames and their condition uint8
+    ``(b, f, h, w, 3)``, mask bool ``(b, f, h, w)`` or None."""
+
+    reference: np.ndarray
+    frames: np.ndarray
+    condition: np.ndarray
+    mask: np.ndarray | None
+
+
+def held_out(preset: Preset, clips: int | None = None) -> HeldOut:
+    """The test clips of a preset, or the first ``clips`` of them."""
+    source, gap = dataset.clips_of(preset.data, "test"), preset.data.test_gap
+    chosen = source[:clips]
+    mask = None if chosen[0].mask is None else np.stack([clip.mask[gap:] for clip in chosen])
+    frames, condition = (np.stack([getattr(clip, x)[gap:] for clip in chosen]) for x in ("frames", "condition"))
+    return HeldOut(np.stack([clip.frames[0] for clip in chosen]), frames, condition, mask)
+
+
+def generate(preset: Preset, method: str, held: HeldOut, model: RAIN | None = None) -> np.ndarray:
+    """Frames of a method for the held-out clips, uint8 ``(b, f, h, w, 3)``.
+
+    ``method``: a key of METHODS; "wrong" gives every driver the next clip's reference (a fixed permutation).
+    ``model`` saves loading it again. Raises FileNotFoundError if weights are missing.
+    """
+    check_method(method)
+    if method == "copy":
+        return np.repeat(held.reference[:, None], held.frames.shape[1], axis=1)
+    model = model or stages.trained(preset, STAGE[method])
+    if method == "autoencoder":
+        with torch.no_grad():
+            signed = (to_signed(torch.from_numpy(clip)) for clip in held.frames)
+            return np.stack([to_uint8(model.autoencoder.decode(model.autoencoder.encode(x))).numpy() for x in signed])
+    reference = np.roll(held.reference, -1, axis=0) if method == "wrong" else held.reference
+    return stream(model, reference, held.condition, **stream_options(preset, model))
+
+
+def stream_options(preset: Preset, model: RAIN) -> dict:
+    """A preset's options of :class:`rainlab.Stream` for ``model``, whatever preset that one was trained with."""
+    options = asdict(preset.stream)
+    return options if model.denoising_unet.cfg.guidance_dim else options | {"guidance": None}
+
+
+def check_method(method: str) -> None:
+    """Raise ValueError for a name that is not in METHODS."""
+    if method not in METHODS:
+        raise ValueError(f"method: got {method!r}, expected one of {list(METHODS)}")
+
+
+def describe(preset: Preset, method: str) -> tuple[dict, dict[str, str]]:
+    """(config, inputs) that determine a method's numbers."""
+    check_method(method)
+    clips = dataset.clips_of(preset.data, "test").fingerprint() | {"gap": preset.data.test_gap}
+    config = {"preset": preset.name, "method": method, "data": clips}
+    if method == "copy":
+        return config, {}
+    inputs = {"model": stages.run_id(preset, STAGE[method])}
+    return (config if method == "autoencoder" else config | {"stream": asdict(preset.stream)}), inputs
+
+
+def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
+    """The run that holds a method's numbers.
+
+    Args:
+        record: compute and record it in ``runs/`` unless that is done; False reads what was recorded, here or in the
+            repository, and raises FileNotFoundError if there is nothing.
+
+    Metrics, labelled ``method``: those of :func:`rainlab.measure.metrics.evaluate`; ``true_motion``, how much the truth
+    changes from frame to frame; for STANDING_STILL also ``flicker``, the change in streams driven by one frozen pose
+    for as many frames as a test clip has, ``flicker_border_ratio``, and ``flicker_step``, the same step by step (label
+    ``step``: index of the later frame). The per-clip values stay in ``values.json``.
+    """
+    config, inputs = describe(preset, method)
+    if not record:
+        return _recorded("evaluate", config, inputs)
+    run = runs.open_run("evaluate", config, VERSION, inputs)
+    with run.lock():
+        return run if run.finished else _measure(run, preset, method)
+
+
+def _recorded(name: str, config: dict, inputs: dict[str, str]) -> runs.Run:
+    """The finished run, here or published with the repository."""
+    id = runs.run_id(name, config, VERSION, inputs)
+    try:
+        return runs.get(id)
+    except FileNotFoundError as error:
+        which = f"preset {config['preset']!r}" + (f", method {config['method']!r}" if "method" in config else "")
+        raise FileNotFoundError(f"no recorded {name} for {which} ({id}): make it with `make tables`") from error
+
+
+def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
+    held = held_out(preset)
+    model = None if method == "copy" else stages.trained(preset, STAGE[method])
+    frames = generate(preset, method, held, model)
+    values = metrics.evaluate(frames, held.frames, held.mask)
+    if held.frames.shape[1] > 1:
+        values["true_motion"] = metrics.flicker(held.frames)
+    if method in STANDING_STILL:
+        frozen = np.repeat(held.condition[:STILL, :1], held.frames.shape[1], axis=1)
+        still = stream(model, held.reference[:STILL], frozen, **stream_options(preset, model))
+        size = preset.stream.window // preset.stream.groups
+        values["flicker"] = metrics.flicker(still)
+        if size > 1:
+            values["flicker_border_ratio"] = metrics.border_ratio(still, size)
+        for step in range(1, still.shape[1]):
+            change = metrics.bootstrap(metrics.flicker(still[:, step - 1 : step + 1]))
+            run.record("flicker_step", *change, metrics.PROTOCOL, method=method, step=step)
+    for name, value in values.items():
+        run.record(name, *metrics.bootstrap(value), metrics.PROTOCOL, method=method)
+    write_json(run.path / "values.json", {name: value.tolist() for name, value in values.items()})
+    np.save(run.path / "frames.npy", frames)
+    return run.finish()
+
+
+PAIRS = (("rain", "copy"), ("rain", "wrong"), ("rain", "flat"), ("rain", "undistilled"))
+PAIRED = ("psnr", "ssim", "psnr_fg", "ssim_fg", "tde", "sharpness_error", "flicker")
+
+
+def compare(preset: Preset, record: bool = False) -> runs.Run:
+    """Paired differences between methods on the same clips (Table 1): metric ``<measure>``, labels a and b, a - b."""
+    inputs = {method: measure(preset, method, record).id for method in METHODS}
+    config = {"preset": preset.name, "pairs": [list(pair) for pair in PAIRS]}
+    if not record:
+        return _recorded("compare", config, inputs)
+    run = runs.open_run("compare", config, VERSION, inputs)
+    if not run.finished:
+        files = {method: runs.get(id).path / "values.json" for method, id in inputs.items()}
+        values = {method: json.loads(file.read_text("utf-8")) for method, file in files.items()}
+        for a, b in PAIRS:
+            for name in PAIRED:
+                if name in values[a] and name in values[b]:
+                    run.record(name, *metrics.paired(values[a][name], values[b][name]), metrics.PROTOCOL, a=a, b=b)
+        run.finish()
+    return run
+
+
+def ablations(preset: Preset, record: bool = False) -> dict[str, runs.Run]:
+    """Label -> run of method "rain" for each of ABLATIONS (Table 3)."""
+    return {label: measure(override(preset, change), "rain", record) for label, change in ABLATIONS.items()}
+
+
+def motion_gain(preset: Preset, repeats: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Held-out v-loss per clip on staircase time steps, with and without the motion modules of stage 2, ``(n,)`` each.
+
+    Same clips, noise and time steps for both; nothing is dropped.
+    """
+    clips = stages.Training(preset, "stage2").data(split="test")
+    means = []
+    for stage in ("stage2", "stage1"):
+        model = stages.trained(preset, stage)
+        per_sample = losses.sample_losses(model, preset, losses.staircase_times, dropout=0.0)
+        means.append(held_out_loss(per_sample, clips, preset.stream.window, True, repeats=repeats).numpy())
+    return means[0], means[1]
+
+
+@torch.no_grad()
+def held_out_loss(
+    per_sample: losses.Loss, data: dataset.TrainingSet, frames: int, window: bool, seed: int = 0, repeats: int = 4
+) -> torch.Tensor:
+    """Held-out loss per clip, ``(n,)``: the mean over ``repeats`` fixed draws, the same for every model compared."""
+    total = torch.zeros(data.count)
+    parts = [(repeat, first) for repeat in range(repeats) for first in range(0, data.count, 4)]
+    for repeat, first in tqdm(parts, "validation", leave=False):
+        samples = range(first, min(first + 4, data.count))
+        batch = data.batch(seed, repeat, samples, data.count, frames, window)
+        clips = [data.clip_at(seed, repeat, sample, data.count) for sample in samples]
+        total[clips] += per_sample(batch, dataset.Draw(seed, repeat, samples))
+    return total / repeats

@@ -1,0 +1,223 @@
+"""The paper's three tables: its reported rows beside what was measured here, read from runs.
+
+Each table is a pandas DataFrame of text: method, source ("reported, Table 1" or "measured here"), the measures as
+"value [low, high]" and n, the number of clips or rounds behind them. Reported numbers come without interval and n, and
+from another data set, size and machine: `NOTES` says so with every table.
+"""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rainlab.config import Preset
+from rainlab.measure import bench, evaluate
+
+Table = Any  # a pandas DataFrame of text; pandas is imported where it is needed
+
+# -- what the paper reports (arXiv 2412.19489v1) ---------------------------------------------------------------------
+
+QUALITY = ("PSNR ↑", "SSIM ↑", "LPIPS ↓", "FVD ↓")
+
+TABLE1 = {
+    "MRAA": (None, 0.749, 0.212, 253.6),
+    "TPSMM": (None, 0.746, 0.213, 247.5),
+    "BDMM": (24.07, 0.918, 0.048, 168.3),
+    "DreamPose": (None, 0.885, 0.068, 238.7),
+    "DreamPose without finetuning": (34.75, 0.879, 0.111, 279.6),
+    "AnimateAnyone": (38.49, 0.931, 0.044, 81.6),
+    "RAIN": (23.99, 0.921, 0.063, 85.2),
+}
+"""UBC-Fashion, 512 pixels wide and 768 high; columns of QUALITY."""
+
+OVERFLOWED = {"DreamPose without finetuning": 34.75, "AnimateAnyone": 38.49, "RAIN": 37.20}
+"""PSNR computed with uint8 overflow: method -> dB. The footnote: "These PSNR values above 30 are the results of
+overflow. Their authors use code that treat image array as uint8 type. If the overflowed algorithm is used, the PSNR
+value of RAIN is 37.20." """
+
+TABLE2 = {"StreamDiffusion": 37.13, "Live2Diff": 16.43, "RAIN": 18.11}
+"""Frames a second on a single RTX 4090, 512×512; RAIN with TensorRT and TinyVAE, DWPose's time included (section 5)."""
+
+TABLE3 = {
+    "K = 16": (23.99, 0.921, 0.063, 85.2),
+    "K = 8": (23.72, 0.919, 0.064, 145.8),
+    "K = 16, causal mask": (23.63, 0.918, 0.066, 284.5),
+}
+"""Section 5.4, data and columns of TABLE1."""
+
+NOTES = {
+    "table1": "Table 1, quality. Reported rows: UBC-Fashion, 768×512 (height × width). Our rows: held-out studio "
+    "characters, another data set at another size, so the two kinds of rows do not compare. [95 % interval], n clips. "
+    "*: overflowed PSNR. fg: inside the true foreground. Sharpness error: how far the energy of the edges is from the "
+    "truth's; 0 is as sharp, 1 is flat. Motion error: how far the change from frame to frame is from the truth's, in "
+    "grey levels; a picture that stands still scores the true motion.",
+    "table2": "Table 2, speed. Reported rows: 512×512 on an RTX 4090. Our rows: a small network and small pictures on "
+    "another machine, so the two kinds of rows do not compare; × DDIM is a ratio within one network and machine. "
+    "Medians [quartiles] of n interleaved rounds.",
+    "table3": "Table 3, ablations. Reported rows: UBC-Fashion, 768×512. Our rows: held-out studio characters, one "
+    "training each. The two kinds of rows do not compare; the order of ours is reported, not asserted. "
+    f"[95 % interval], n clips. Flicker (change of frames that should stand still) and border ratio: the first "
+    f"{evaluate.STILL} of them, driven by a frozen pose. True motion: how much the clips themselves change from frame "
+    "to frame, the yardstick for motion error and flicker.",
+}
+"""What has to stand with each table."""
+
+# -- joined with our runs --------------------------------------------------------------------------------------------
+
+COLUMNS = {
+    "psnr": ("PSNR ↑", 2),
+    "ssim": ("SSIM ↑", 3),
+    "psnr_fg": ("PSNR fg ↑", 2),
+    "ssim_fg": ("SSIM fg ↑", 3),
+    "sharpness_error": ("sharpness error ↓", 3),
+    "tde": ("motion error ↓", 2),
+    "flicker": ("flicker ↓", 2),
+    "flicker_border_ratio": ("border ratio ↓", 2),
+    "true_motion": ("true motion", 2),
+    "frames_per_second": ("frames/s ↑", 1),
+    "speed": ("× DDIM ↑", 2),
+    "latency_frames": ("latency, frames ↓", 0),
+}
+"""Metric of a run -> its column and the digits shown; arrows point to the better end."""
+NOTHING = "–"  # not reported, or not measured
+
+
+def table1(preset: Preset, record: bool = False) -> Table:
+    """Quality of every method of :data:`evaluate.METHODS`; ``record`` as in :func:`evaluate.measure`.
+
+    Raises FileNotFoundError, naming `make tables`, if nothing is recorded.
+    """
+    shown = ("psnr", "ssim", "psnr_fg", "ssim_fg", "sharpness_error", "tde")
+    ours = [
+        _measured(label, evaluate.measure(preset, method, record).metrics(), shown)
+        for method, label in evaluate.METHODS.items()
+    ]
+    more = tuple(COLUMNS[metric][0] for metric in shown[2:])
+    return _frame([*_quality("Table 1", TABLE1), *ours], (*QUALITY[:2], *more, *QUALITY[2:]))
+
+
+def table2(preset: Preset, record: bool = False) -> Table:
+    """Frames a second, how much faster than DDIM, latency; ``record`` as in :func:`bench.speed`."""
+    run = bench.speed(preset, record)
+    machine = json.loads((run.path / "provenance.json").read_text("utf-8"))["hardware"]
+    paper = {"source": "reported, Table 2", "on": "RTX 4090", "size": "512×512"}
+    rows = [{"method": method, "frames/s ↑": f"{speed:g}"} | paper for method, speed in TABLE2.items()]
+    shown = ("frames_per_second", "speed", "latency_frames")
+    where = {"on": f"{machine['cpu']}, threads: {run.config['threads']}", "size": "×".join(map(str, preset.data.size))}
+    for contender in dict.fromkeys(row["contender"] for row in run.metrics() if row["metric"] == "frames_per_second"):
+        own = (row for row in run.metrics() if row["contender"] == contender)
+        rows.append(_measured(contender, own, shown) | where)
+    return _frame(rows, ("on", "size", *(COLUMNS[metric][0] for metric in shown)))
+
+
+def table3(preset: Preset, record: bool = False) -> Table:
+    """The ablations of section 5.4; ``record`` as in :func:`evaluate.ablations`."""
+    shown = ("psnr", "ssim", "psnr_fg", "tde", "flicker", "true_motion", "flicker_border_ratio")
+    found = evaluate.ablations(preset, record) | {"K = 16, no motion modules": evaluate.measure(preset, "flat", record)}
+    ours = [_measured(label, run.metrics(), shown) for label, run in found.items()]
+    temporal = tuple(COLUMNS[metric][0] for metric in shown[3:])
+    return _frame([*_quality("Table 3", TABLE3), *ours], (*QUALITY[:2], "PSNR fg ↑", *QUALITY[2:], *temporal))
+
+
+def differences(preset: Preset, record: bool = False) -> Table:
+    """Paired differences between methods on the same clips, from :func:`evaluate.compare`."""
+    shown = evaluate.PAIRED
+    found = evaluate.compare(preset, record).metrics()
+    rows = []
+    for a, b in evaluate.PAIRS:
+        pair = [row for row in found if (row["a"], row["b"]) == (a, b)]
+        rows.append(_measured(f"{evaluate.METHODS[a]} − {evaluate.METHODS[b]}", pair, shown))
+    return _frame(rows, tuple(COLUMNS[metric][0] for metric in shown))
+
+
+def _quality(name: str, table: Mapping[str, tuple]) -> list[dict[str, str]]:
+    """Reported rows of a table with the columns of QUALITY; overflowed PSNR values carry an asterisk."""
+    rows = []
+    for method, numbers in table.items():
+        cells = {column: f"{x:g}" for column, x in zip(QUALITY, numbers, strict=True) if x is not None}
+        if method in OVERFLOWED and OVERFLOWED[method] == numbers[0]:
+            cells[QUALITY[0]] += "*"
+        rows.append({"method": method, "source": f"reported, {name}"} | cells)
+    return rows
+
+
+def _measured(method: str, recorded: Iterable[Mapping[str, Any]], metrics: Iterable[str]) -> dict[str, str]:
+    """One of our rows: the cells of those of ``metrics`` that were recorded."""
+    values = {row["metric"]: row for row in recorded}
+    found = {COLUMNS[metric][0]: cell(values[metric], COLUMNS[metric][1]) for metric in metrics if metric in values}
+    n = next((str(values[metric]["n"]) for metric in metrics if values.get(metric, {}).get("n")), NOTHING)
+    return {"method": method, "source": "measured here", **found, "n": n}
+
+
+def cell(row: Mapping[str, Any], digits: int) -> str:
+    """A recorded number as "value [low, high]", or the value alone if it has no interval."""
+    keys = ("value", "ci_low", "ci_high")
+    numbers = [f"{round(row[key], digits) + 0.0:.{digits}f}" for key in keys if row.get(key) is not None]  # no -0.0
+    return numbers[0] if len(numbers) == 1 else "{} [{}, {}]".format(*numbers)
+
+
+def _frame(rows: list[dict[str, str]], columns: Iterable[str]) -> Table:
+    from pandas import DataFrame
+
+    names = ["method", "source", *columns, "n"]
+    return DataFrame([[row.get(name, NOTHING) for name in names] for row in rows], columns=names)
+
+
+# -- shown -----------------------------------------------------------------------------------------------------------
+
+
+def show(table: Table, name: str = "table") -> Any:
+    """The table for a notebook, an IPython HTML object: reported rows grey. The same table gives the same HTML."""
+    from IPython.display import HTML
+
+    def shade(row: Any) -> list[str]:
+        return ["color: #777; background: #f4f5f7" if row["source"].startswith("reported") else ""] * len(row)
+
+    style = table.style.apply(shade, axis=1).hide(axis="index").set_uuid(name)
+    left = {"selector": "th, td", "props": "text-align: left; white-space: nowrap"}
+    return HTML(style.set_table_styles([left]).to_html())
+
+
+def text(table: Table) -> str:
+    """The table as plain text, aligned on the left."""
+    lines = [list(table.columns), *table.to_numpy().tolist()]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
+
+
+def print_all(preset: Preset) -> None:
+    """Print the three tables from what is recorded. Raises FileNotFoundError, naming `make tables`, if nothing is."""
+    for name, make in {"table1": table1, "table2": table2, "table3": table3}.items():
+        print(f"\n{textwrap.fill(NOTES[name], 120)}\n\n{text(make(preset))}")
+
+
+def results(preset: Preset) -> str:
+    """figures/RESULTS.md: the three tables and the paired differences with their protocol, from what is recorded."""
+    makers = {"table1": table1, "table2": table2, "table3": table3}
+    parts = [
+        "# Results",
+        f"Measured by `make tables` at preset `{preset.name}` on two CPU cores: mean with 95 % bootstrap interval over "
+        "the held-out clips. The runs behind these numbers are in [runs](runs); notebooks 40 and 41 explain them.",
+    ]
+    for name, make in makers.items():
+        title, _, note = NOTES[name].partition(". ")
+        parts += [f"## {title}", note, _markdown(make(preset))]
+    note = "On the same clips; an interval that leaves out 0 is more than chance over clips. Flicker: a frozen pose."
+    parts += ["## Paired differences", note, _markdown(differences(preset))]
+    return "\n\n".join(parts)
+
+
+def readme(preset: Preset) -> str:
+    """The README's small table: the paper's row, ours, copying and the ceiling, with the motion the clips have."""
+    table = table1(preset)
+    names = ["RAIN", evaluate.METHODS["copy"], evaluate.METHODS["autoencoder"]]
+    shown = table[table["method"].isin(names)].copy()
+    columns = ["method", "source", "PSNR ↑", "SSIM ↑", "PSNR fg ↑", "sharpness error ↓", "motion error ↓"]
+    return _markdown(shown[columns])
+
+
+def _markdown(table: Table) -> str:
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

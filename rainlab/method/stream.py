@@ -1,0 +1,265 @@
+"""Stream: the engine. Algorithm 1 of the paper with soft start and drain, memory that does not grow.
+
+A window of K frames stands in p noise groups like stairs. Each *tick* takes one group of K/p new condition pictures,
+appends a group of pure noise, lowers every group by T/p (in N network calls), and releases the first group as soon as
+it is clean. Nothing else is carried from tick to tick but the window's latents, their pose features, the decoder's
+memory and the noise generator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rainlab.config import StreamConfig
+from rainlab.method import schedule
+from rainlab.method.embeddings import guidance_embedding
+from rainlab.method.rain import RAIN, to_signed, to_uint8, to_unit
+from rainlab.method.unet import causal_mask
+
+Noise = Callable[[tuple[int, ...]], Tensor]
+
+
+class Stream:
+    """Animate an endless stream of condition pictures.
+
+    >>> stream = Stream(model)
+    >>> stream.reference(picture)
+    >>> for condition in camera:
+    ...     for frame in stream.push(condition):
+    ...         show(frame)
+
+    Args:
+        model: a :class:`rainlab.method.rain.RAIN`. What is not given below is taken from ``model.preset.stream``, how
+            the model was trained to be run; a model without a preset runs as the paper's (K = 16, p = 4, N = 1, ω = 2).
+        window, groups, steps_per_group: K, p, N; p divides K. Sampling steps are p·N.
+        guidance: ω, the strength of the absorbed classifier-free guidance; a network without ω embedding (before
+            distillation) takes none.
+        seed: of the noise; on one machine the same seed and conditions give the same frames bit for bit however they
+            are pushed.
+        causal: a frame attends to earlier slots of the window only (the ablation of section 5.4).
+        batch: streams that run side by side; pictures and frames then carry a leading dimension of this size.
+        noise: replaces the generator, ``shape -> tensor``; called first for the new group, then for the step noise of
+            every frame at every call, also where its coefficient is zero (as the published code draws it).
+
+    Raises:
+        ValueError: p does not divide K, K exceeds what the network's positional encoding holds, or ω is given to a
+            network without ω embedding.
+    """
+
+    def __init__(
+        self,
+        model: RAIN,
+        window: int | None = None,
+        groups: int | None = None,
+        steps_per_group: int | None = None,
+        guidance: float | None = None,
+        causal: bool | None = None,
+        seed: int = 0,
+        batch: int | None = None,
+        noise: Noise | None = None,
+    ):
+        unet, given = model.denoising_unet, dict(window=window, groups=groups, steps_per_group=steps_per_group,
+                                                 guidance=guidance, causal=causal)  # fmt: skip
+        if guidance is not None and not unet.cfg.guidance_dim:
+            raise ValueError(f"guidance: got {guidance}, but this denoising network has no ω embedding: leave it out")
+        trained = model.preset.stream if model.preset else StreamConfig()
+        cfg = replace(trained, **{name: value for name, value in given.items() if value is not None})
+        schedule.check_window(cfg.window, cfg.groups)
+        if cfg.window > unet.cfg.motion_length:
+            raise ValueError(f"window: got {cfg.window}, expected at most motion_length={unet.cfg.motion_length}")
+        self.model, self.cfg, self.seed, self.batch = model.eval(), cfg, seed, batch
+        self.window, self.groups, self.steps_per_group = cfg.window, cfg.groups, cfg.steps_per_group
+        self.group_size = cfg.window // cfg.groups
+        self.guidance = float(cfg.guidance) if unet.cfg.guidance_dim else None
+        parameter = unet.conv_in.weight
+        self.device, self.dtype = parameter.device, parameter.dtype
+        self._times = schedule.stream_times(cfg.groups, cfg.steps_per_group).to(self.device)
+        self._mask = causal_mask(cfg.window, self.device) if cfg.causal else None
+        self._given_noise = noise
+        self._bank: dict[str, Tensor] | None = None
+        self._context: Tensor | None = None
+        self._size: tuple[int, int] | None = None
+        self.reset()
+
+    @property
+    def latency_frames(self) -> int:
+        """How many conditions must have been pushed before the first frame comes out: K."""
+        return self.window
+
+    @property
+    def contents(self) -> tuple[Tensor, Tensor]:
+        """What stands in the window now, to look at: latents ``(b, f, c, h, w)`` and their times ``(f,)`` in 1 … T.
+
+        Cleanest group first; f = 0 before the first tick.
+        """
+        if self._latents is None:
+            return torch.zeros(0), torch.zeros(0, dtype=torch.long)
+        return self._latents, self._times[0, self._levels].repeat_interleave(self.group_size)
+
+    def reset(self) -> None:
+        """Forget the window (and waiting conditions), restart the noise; the reference stays."""
+        self._generator = torch.Generator().manual_seed(self.seed)
+        self._latents: Tensor | None = None  # (b, f, c, h, w), cleanest group first
+        self._pose: Tensor | None = None  # (b, f, C, h, w)
+        self._memory: list[Tensor] | None = None
+        self._levels: list[int] = []  # noise group of every group in the window: 0 leaves after this tick
+        self._waiting: list[Tensor] = []
+
+    @torch.no_grad()
+    def reference(self, picture: np.ndarray | Tensor) -> None:
+        """Set or replace the character: uint8 RGB ``(h, w, 3)``, or ``(b, h, w, 3)`` with ``batch``."""
+        running = self._latents is not None or bool(self._waiting)
+        picture = self._picture(picture, "reference", self._size if running else None)
+        self._size = tuple(picture.shape[1:3])
+        bank, context = self.model.look(to_signed(picture).to(self.dtype))
+        self.set_bank(bank, context)
+
+    def set_bank(self, bank: dict[str, Tensor], context: Tensor) -> None:
+        """Use a bank ``{name: (b, h·w, c)}`` and context ``(b, n, d)`` computed elsewhere."""
+        self._bank, self._context = bank, context
+
+    @torch.no_grad()
+    def push(self, conditions: np.ndarray | Tensor | Sequence[np.ndarray]) -> list[np.ndarray]:
+        """Push one condition picture, or a list of them in order; returns the frames that became clean.
+
+        Conditions are uint8 RGB ``(h, w, 3)`` (``(b, h, w, 3)`` with ``batch``). Frames are the same, as numpy arrays;
+        they come ``group_size`` at a time, the first group after ``latency_frames`` conditions.
+
+        Raises:
+            RuntimeError: no reference was set. TypeError, ValueError: wrong type, channels or size.
+        """
+        if self._bank is None:
+            raise RuntimeError("no reference: call stream.reference(picture) before stream.push(condition)")
+        if not isinstance(conditions, (list, tuple)):
+            conditions = [conditions]
+        # all or none: a bad condition must not leave half a push behind
+        checked = [self._picture(c, "condition", self._size) for c in conditions]
+        frames: list[np.ndarray] = []
+        for condition in checked:
+            self._waiting.append(condition)
+            if len(self._waiting) == self.group_size:
+                frames += self._decode(self.tick(self._features(self._waiting)))
+                self._waiting = []
+        return frames
+
+    @torch.no_grad()
+    def flush(self) -> list[np.ndarray]:
+        """End the stream: returns the frames of all conditions pushed so far that are not out yet, then resets.
+
+        A partial group is filled by repeating its last condition; the padding's frames are dropped.
+        """
+        if self._latents is None and not self._waiting:
+            return []
+        padding, clean = 0, []
+        if self._waiting:
+            padding = self.group_size - len(self._waiting)
+            clean.append(self.tick(self._features(self._waiting + self._waiting[-1:] * padding)))
+        while self._latents is not None:
+            clean.append(self.tick(None))
+        frames = [frame for latents in clean for frame in self._decode(latents)]
+        self.reset()
+        return frames[: len(frames) - padding]
+
+    @torch.no_grad()
+    def tick(self, pose: Tensor | None) -> Tensor | None:
+        """One turn of Algorithm 1 on latents.
+
+        Args:
+            pose: features ``(b, K/p, C, h, w)`` of the new group, or None to drain.
+
+        Returns:
+            clean latents ``(b, K/p, c, h, w)``, or None while the window fills (soft start).
+        """
+        if pose is not None:
+            shape = (*pose.shape[:2], self.model.denoising_unet.cfg.latent_channels, *pose.shape[3:])
+            fresh = self._noise(shape)
+            self._latents = fresh if self._latents is None else torch.cat([self._latents, fresh], dim=1)
+            self._pose = pose if self._pose is None else torch.cat([self._pose, pose], dim=1)
+            self._levels.append(self.groups - 1)
+        for j in range(self.steps_per_group):
+            now, after = (self._timesteps(j + k) for k in (0, 1))
+            v = self._predict(self._latents, now)
+            step_noise = self._noise(tuple(self._latents.shape))
+            self._latents = schedule.consistency_step(self._latents, v, now, after, step_noise)
+        clean = self._pop() if self._levels[0] == 0 else None
+        self._levels = [level - 1 for level in self._levels]
+        return clean
+
+    def _pop(self) -> Tensor:
+        g = self.group_size
+        clean = self._latents[:, :g]
+        self._levels = self._levels[1:]
+        # a copy, not a view: a view would keep every popped frame alive
+        self._latents = self._latents[:, g:].clone() if self._levels else None
+        self._pose = self._pose[:, g:].clone() if self._levels else None
+        return clean
+
+    def _timesteps(self, call: int) -> Tensor:
+        """Table indices ``(b, f)`` before (``call``) or after (``call + 1``) a network call; -1 is clean."""
+        per_group = self._times[call, self._levels] - 1
+        return per_group.repeat_interleave(self.group_size).expand(self._latents.shape[0], -1)
+
+    def _predict(self, latents: Tensor, timesteps: Tensor) -> Tensor:
+        b, f = timesteps.shape
+        guidance = None
+        if self.guidance is not None:
+            strength = torch.full((b,), self.guidance, device=self.device)
+            guidance = guidance_embedding(strength, self.model.denoising_unet.cfg.guidance_dim).to(self.dtype)
+        mask = None if self._mask is None else self._mask[:f, :f]
+        return self.model.denoising_unet(
+            latents, timesteps, self._context, self._pose, guidance, self._bank, temporal_mask=mask
+        )
+
+    def _noise(self, shape: tuple[int, ...]) -> Tensor:
+        noise = self._given_noise(shape) if self._given_noise else torch.randn(shape, generator=self._generator)
+        return noise.to(self.device, self.dtype)
+
+    def _features(self, conditions: list[Tensor]) -> Tensor:
+        return self.model.pose_guider(to_unit(torch.stack(conditions, dim=1)).to(self.dtype))
+
+    def _decode(self, latents: Tensor | None) -> list[np.ndarray]:
+        if latents is None:
+            return []
+        pictures, self._memory = self.model.autoencoder.decode_next(latents, self._memory)
+        frames = to_uint8(pictures.float()).cpu().numpy()
+        return [frames[:, i] if self.batch else frames[0, i] for i in range(frames.shape[1])]
+
+    def _picture(self, picture: np.ndarray | Tensor, what: str, size: tuple[int, int] | None) -> Tensor:
+        """Check and return uint8 ``(b, h, w, 3)`` on the device; ``size`` is what this stream's pictures have."""
+        shape = "(h, w, 3)" if self.batch is None else f"({self.batch}, h, w, 3)"
+        expected = f"expected uint8 RGB {shape}"
+        if not isinstance(picture, (np.ndarray, Tensor)):
+            raise TypeError(f"{what}: got {type(picture).__name__}, {expected} as a numpy array or tensor")
+        tensor = torch.as_tensor(picture)
+        if tensor.dtype != torch.uint8:
+            raise TypeError(f"{what}: got dtype {tensor.dtype}, {expected} with values 0 … 255")
+        if tensor.ndim != (3 if self.batch is None else 4) or tensor.shape[-1] != 3:
+            hint = " (channels last: transpose it)" if tensor.ndim >= 3 and tensor.shape[-3] == 3 else ""
+            raise ValueError(f"{what}: got shape {tuple(tensor.shape)}, {expected}{hint}")
+        tensor = tensor[None] if self.batch is None else tensor
+        if self.batch is not None and tensor.shape[0] != self.batch:
+            raise ValueError(f"{what}: got {tensor.shape[0]} pictures, expected batch={self.batch}")
+        got, factor = tuple(tensor.shape[1:3]), self.model.autoencoder.factor
+        if any(n % factor for n in got):
+            raise ValueError(f"{what}: got size {got}, expected height and width that are multiples of {factor}")
+        if size is not None and got != size:
+            raise ValueError(f"{what}: got size {got}, expected {size} like the rest of this stream")
+        return tensor.to(self.device)
+
+
+def animate(model: RAIN, reference: np.ndarray, conditions: np.ndarray, **options) -> np.ndarray:
+    """Stream a finite clip: reference ``(h, w, 3)``, conditions ``(f, h, w, 3)`` -> frames ``(f, h, w, 3)``, uint8.
+
+    With a leading batch dimension on both, the clips run side by side. ``options`` go to :class:`Stream`.
+    """
+    batched = np.ndim(reference) == 4
+    stream = Stream(model, batch=len(reference) if batched else None, **options)
+    stream.reference(reference)
+    axis = 1 if batched else 0
+    frames = stream.push([np.take(conditions, i, axis=axis) for i in range(np.shape(conditions)[axis])])
+    return np.stack(frames + stream.flush(), axis=axis)

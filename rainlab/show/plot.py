@@ -1,0 +1,298 @@
+"""Arrays in, Figure out: the pictures and charts of the notebooks.
+
+Every function returns a closed matplotlib Figure: a notebook cell that ends in the call shows it exactly once.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.colors import hsv_to_rgb
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from rainlab.method.schedule import TRAIN_TIMESTEPS, check_window, stream_times
+from rainlab.show.figures import ACCENT, CLEAN, COLOURS, GREY, INK, NOISE, STYLE, new_figure, save, use_style
+
+__all__ = [
+    "attention", "bars_with_ci", "curves", "depth_rgb", "flow_rgb", "save", "sheet", "staircase", "strip", "use_style",
+    "video",
+]  # fmt: skip
+_WIDTH = 960  # pixels across a notebook
+
+
+@mpl.rc_context(STYLE)
+def sheet(
+    rows: Mapping[str, np.ndarray],
+    scale: int | None = None,
+    title: str | None = None,
+    columns: Sequence[str] | None = None,
+) -> Figure:
+    """Rows of pictures, each with its label: ``{label: uint8 (n, h, w, 3)}``, all of one size.
+
+    `scale` enlarges by a whole factor without smoothing (None: until a notebook's width is filled, at most 5);
+    `columns` are labels under the pictures. ValueError for anything but uint8 pictures of one size.
+    """
+    stacks = [_pictures(stack, f"row {label!r}") for label, stack in rows.items()]
+    if not stacks or len({stack.shape[1:] for stack in stacks}) > 1:
+        got = {label: np.shape(stack) for label, stack in rows.items()}
+        raise ValueError(f"rows: got {got}, expected at least one row and pictures of one size; resize them")
+    count, (height, width) = max(map(len, stacks)), stacks[0].shape[1:3]
+    if len(columns or ()) > count:
+        raise ValueError(f"columns: got {len(columns)} labels, expected at most {count}, one a picture")
+    gap = 3
+    scale = scale or int(np.clip(np.ceil(_WIDTH / (count * width)), 1, 5))
+    height, width = height * scale, width * scale
+    canvas = np.full((len(stacks) * (height + gap) - gap, count * (width + gap) - gap, 3), 255, np.uint8)
+    for i, stack in enumerate(stacks):
+        for j, picture in enumerate(stack):
+            top, left = i * (height + gap), j * (width + gap)
+            canvas[top : top + height, left : left + width] = picture.repeat(scale, 0).repeat(scale, 1)
+    zoom = max(1.0, canvas.shape[1] / _WIDTH)  # the page shrinks a wide sheet: larger letters stay readable
+    letters = max(len(line) for label in rows for line in label.split("\n"))
+    left = round((7 * letters + 12 * (letters > 0)) * zoom)
+    above, below = round((26 if title else 2) * zoom), round((20 if columns else 2) * zoom)
+    across, down = left + canvas.shape[1] + 2, above + canvas.shape[0] + below
+    figure = new_figure(across / 100, down / 100)
+    place = (left / across, below / down, canvas.shape[1] / across, canvas.shape[0] / down)
+    axes = figure.add_axes(place)  # as many pixels as the canvas has: nothing is resampled
+    axes.imshow(canvas, interpolation="nearest", aspect="auto")
+    axes.set_axis_off()
+    for i, label in enumerate(rows):
+        axes.text(-8 * zoom, i * (height + gap) + height / 2, label, ha="right", va="center", fontsize=10 * zoom)
+    for j, label in enumerate(columns or ()):
+        middle, bottom = j * (width + gap) + width / 2, canvas.shape[0] + 5
+        axes.text(middle, bottom, label, ha="center", va="top", fontsize=9 * zoom)
+    if title:
+        axes.set_title(title, pad=8, fontsize=11 * zoom)
+    return figure
+
+
+def strip(
+    frames: np.ndarray, labels: Sequence[str] | None = None, scale: int | None = None, title: str | None = None
+) -> Figure:
+    """Frames ``uint8 (f, h, w, 3)`` side by side in order of time, with labels under them."""
+    return sheet({"": frames}, scale=scale, title=title, columns=labels)
+
+
+def _pictures(pictures: Any, what: str) -> np.ndarray:
+    pictures = np.asarray(pictures)
+    if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != 3 or 0 in pictures.shape:
+        raise ValueError(f"{what}: got {pictures.dtype} {pictures.shape}, expected uint8 (n, h, w, 3); convert it")
+    return pictures
+
+
+def flow_rgb(flow: np.ndarray, limit: float | None = None) -> np.ndarray:
+    """Optical flow ``(…, h, w, 2)`` in pixels (x, y) as ``uint8 (…, h, w, 3)``: hue is direction, saturation speed.
+
+    White stands still; `limit` pixels a frame (None: the largest there is) are fully saturated. Right is red, down
+    yellow-green, left cyan, up violet.
+    """
+    x, y = np.moveaxis(np.asarray(flow, np.float64), -1, 0)
+    speed = np.hypot(x, y)
+    limit = limit or max(float(speed.max(initial=0)), 1e-9)
+    hue = np.arctan2(y, x) / (2 * np.pi) % 1
+    hsv = np.stack([hue, np.clip(speed / limit, 0, 1), np.ones_like(hue)], -1)
+    return np.round(hsv_to_rgb(hsv) * 255).astype(np.uint8)
+
+
+def depth_rgb(depth: np.ndarray) -> np.ndarray:
+    """Depth ``(…, h, w)`` in [0, 1] (1 near, 0 background) as ``uint8 (…, h, w, 3)``, near bright."""
+    return mpl.colormaps["magma"](np.clip(np.asarray(depth, np.float64), 0, 1), bytes=True)[..., :3]
+
+
+def video(frames: np.ndarray, fps: float = 12.0, scale: int = 4) -> Any:
+    """Frames ``uint8 (f, h, w, 3)`` as a film that plays in the notebook, again and again: an IPython Image.
+
+    An animated WebP, enlarged by the whole factor `scale` without smoothing. JupyterLab shows pictures at once, but no
+    videos in a notebook that was opened and not executed, since it does not trust its HTML.
+    """
+    from IPython.display import Image
+    from PIL.Image import fromarray
+
+    first, *others = (fromarray(frame) for frame in _pictures(frames, "frames").repeat(scale, 1).repeat(scale, 2))
+    data = io.BytesIO()
+    first.save(data, "webp", save_all=True, append_images=others, duration=1000 / fps, loop=0, quality=80)
+    return Image(data.getvalue(), format="webp", width=first.width, height=first.height)
+
+
+@mpl.rc_context(STYLE)
+def curves(
+    series: Mapping[str, Sequence[Mapping[str, float]]],
+    x: str = "step",
+    y: str = "loss",
+    smooth: int = 0,
+    log: bool = False,
+    xlabel: str | None = None,
+    ylabel: str | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Lines ``{label: rows}``; every row is a dict that holds `x` and `y`.
+
+    `smooth`: rows to either side in a centred running mean, which does not lag; the raw line stays behind it, pale.
+    """
+    if smooth != int(smooth) or smooth < 0:
+        raise ValueError(f"smooth: got {smooth}, expected a number of rows, 0 for none; 10 suits some hundred rows")
+    figure = new_figure(7, 3.4, layout="constrained")
+    axes = figure.add_subplot()
+    for label, rows in series.items():
+        xs, ys = (np.array([row[key] for row in rows], np.float64) for key in (x, y))
+        (line,) = axes.plot(xs, _running_mean(ys, smooth), label=label)
+        if smooth:
+            axes.plot(xs, ys, color=line.get_color(), alpha=0.25, linewidth=0.8, zorder=1)
+    axes.set(xlabel=xlabel or x, ylabel=ylabel or y, yscale="log" if log else "linear", title=title or "")
+    axes.margins(x=0.01)
+    if len(series) > 3:  # too many for a free corner: below the axes
+        columns = 2 if max(map(len, series)) > 20 else 6
+        figure.set_figheight(3.4 + 0.25 * -(-len(series) // columns))
+        figure.legend(loc="outside lower center", ncols=columns)
+    elif any(series):
+        axes.legend()
+    return figure
+
+
+def _running_mean(values: np.ndarray, reach: int) -> np.ndarray:
+    """Mean of the rows at most `reach` away, near ones weighing more; at the ends of those that there are."""
+    weights = np.hanning(2 * reach + 3)
+    total, weight = (np.convolve(v, weights)[reach + 1 : -reach - 1] for v in (values, np.ones_like(values)))
+    return total / weight
+
+
+@mpl.rc_context(STYLE)
+def bars_with_ci(
+    rows: Sequence[Mapping[str, Any]],
+    label: str = "model",
+    units: Mapping[str, str] | None = None,
+    title: str | None = None,
+    origins: Mapping[str, float] | None = None,
+) -> Figure:
+    """Bars from recorded rows (`Run.metrics()`): one panel a metric, one bar for each value of the label column.
+
+    Rows without ci_low and ci_high (reported ones) have no whisker and a grey bar. `units`: metric -> text; `origins`:
+    metric -> where its bars begin, 0 if not named (1 for a ratio).
+    """
+    metrics, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("metric", label))
+    figure = new_figure(2 + 2.6 * len(metrics), 0.9 + 0.42 * len(names), layout="constrained")
+    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    for axes, metric in zip(panels, metrics, strict=True):
+        left = (origins or {}).get(metric, 0.0)
+        for row in (row for row in rows if row["metric"] == metric):
+            at, end, measured = names.index(row[label]), row["value"], row.get("ci_low") is not None
+            axes.barh(at, end - left, 0.6, left, color=COLOURS[0] if measured else "#C3C8CE", alpha=0.85)
+            if measured:
+                end = row["ci_high"]
+                axes.plot([row["ci_low"], end], [at, at], color=INK, linewidth=1.4, solid_capstyle="butt")
+            text = f"{row['value']:.4g}"
+            axes.annotate(text, (max(end, left), at), (5, 0), textcoords="offset points", va="center", fontsize=9)
+        axes.set(xlabel=(units or {}).get(metric, ""), title=metric, yticks=range(len(names)), yticklabels=names)
+        axes.margins(x=0.22)  # room for the numbers; the axis starts where the bars do: barh sees to it
+        axes.grid(False, axis="y")
+        axes.tick_params(axis="y", length=0)
+    panels[0].invert_yaxis()
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def attention(maps: Mapping[str, np.ndarray], timesteps: Sequence[int]) -> Figure:
+    """Temporal attention ``{title: (K, K)}`` side by side, rows ask and columns answer; lines part the noise groups.
+
+    `timesteps`: of the K frames, equal within a group. ValueError for maps of another size.
+    """
+    steps = np.asarray(timesteps)
+    starts = np.flatnonzero(np.diff(steps, prepend=steps[0] - 1))
+    centres = (starts + np.append(starts[1:], len(steps)) - 1) / 2
+    figure = new_figure(1.2 + 2.9 * len(maps), 3.3, layout="constrained")
+    panels = figure.subplots(1, len(maps), sharey=True, squeeze=False)[0]
+    top = max(float(np.max(weights)) for weights in maps.values())
+    for axes, (title, weights) in zip(panels, maps.items(), strict=True):
+        if np.shape(weights) != (len(steps), len(steps)):
+            raise ValueError(f"map {title!r}: got shape {np.shape(weights)}, expected {(len(steps),) * 2}: (K, K)")
+        image = axes.imshow(np.asarray(weights), cmap=NOISE, vmin=0, vmax=top, interpolation="nearest")
+        for border in starts[1:] - 0.5:
+            axes.axhline(border, color=GREY, linewidth=0.8)
+            axes.axvline(border, color=GREY, linewidth=0.8)
+        axes.set(title=title, xlabel="attended frame, at t =", xticks=centres, xticklabels=steps[starts])
+        axes.set(yticks=centres, yticklabels=steps[starts])
+        axes.grid(False)
+        axes.tick_params(length=0)
+    panels[0].set_ylabel("attending frame, at t =")
+    figure.colorbar(image, ax=panels, label="attention weight", shrink=0.85).outline.set_visible(False)
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def staircase(window: int = 16, groups: int = 4, steps_per_group: int = 1, ticks: int = 8) -> Figure:
+    """The paper's idea in one picture: noise levels in the window during one tick, and over the first ticks.
+
+    Left: the K frames stand in p groups like stairs (equation 7); N network calls lower every group by T/p, the first
+    group is clean and leaves, a group of noise enters. Right: the same from the start of a stream (Algorithm 1).
+    ValueError unless p divides K.
+    """
+    check_window(window, groups)
+    times = stream_times(groups, steps_per_group).numpy()  # (N + 1, p)
+    figure = new_figure(11, 4.3, layout="constrained")
+    turn, life = figure.subplots(1, 2, width_ratios=(1, 1.2))
+    _turn(turn, times, window // groups)
+    _life(life, times[0], window // groups, ticks)
+    return figure
+
+
+def _turn(axes: Any, times: np.ndarray, size: int) -> None:
+    """One tick: the stairs before (pale) and after (solid) its network calls, who leaves and who enters."""
+    calls, groups = len(times) - 1, times.shape[1]
+    window, step = size * groups, TRAIN_TIMESTEPS / groups
+    for group, (high, low) in enumerate(zip(times[0], times[-1], strict=True)):
+        slots = np.arange(size) + group * size + 1
+        before, after = NOISE(high / TRAIN_TIMESTEPS), NOISE(low / TRAIN_TIMESTEPS)
+        axes.bar(slots, high - low, 0.84, low, color=(*before[:3], 0.3), edgecolor=before, linewidth=0.8)
+        axes.bar(slots, low, 0.84, color=after)
+        for start, stop in zip(times[:-1, group], times[1:, group], strict=True):
+            arrow = {"arrowstyle": "-|>", "color": INK, "linewidth": 1.2, "shrinkA": 1, "shrinkB": 0}
+            axes.annotate("", (slots.mean(), stop), (slots.mean(), start), arrowprops=arrow)
+    margin = 0.3 * window + 0.5
+    low, high = step / 2, TRAIN_TIMESTEPS - step / 2
+    frames = f"{size} frame{'s' * (size > 1)}"
+    arrow = {"arrowstyle": "-|>", "color": ACCENT, "linewidth": 2, "mutation_scale": 14}
+    words = {"color": ACCENT, "fontsize": 9, "linespacing": 1.3, "ha": "center"}
+    axes.annotate("", (0.5 - margin / 2, low), (0.4, low), arrowprops=arrow)
+    axes.text(0.5 - margin / 2, low + 30, f"{frames}\nclean: out", va="bottom", **words)
+    axes.annotate("", (window + 0.6, high), (window + 0.6 + margin / 2, high), arrowprops=arrow)
+    axes.text(window + 0.5 + margin / 2, high - 30, f"{frames} of\nnoise: in", va="top", **words)
+    call = "one network call" if calls == 1 else f"{calls} network calls"
+    text = f"{call}:\nall frames down by T/p = {step:g}"
+    axes.text(0.5 - 0.9 * margin, TRAIN_TIMESTEPS, text, va="top", fontsize=9, linespacing=1.3)
+    axes.set(title=f"One tick: K = {window} frames, p = {groups} noise levels", ylim=(0, 1040))
+    axes.set(xlabel="slot in the window (older → newer frames)", ylabel="time step t (0 clean, 1000 noise)")
+    axes.set(xlim=(0.5 - margin, window + 0.5 + margin), yticks=np.arange(groups + 1) * step)
+    axes.set_xticks([1, *(np.arange(1, groups + 1) * size)])
+    axes.grid(False, axis="x")
+
+
+def _life(axes: Any, levels: np.ndarray, size: int, ticks: int) -> None:
+    """The first ticks of a stream: a row is the window at one tick, a column the life of one group of frames."""
+    groups = len(levels)
+    for tick in range(1, ticks + 1):
+        for group in range(tick):  # those that have entered so far, oldest first
+            age = tick - group  # 1 in the tick in which it enters
+            level = levels[groups - age] if age <= groups else 0
+            corner, colour = (group * size, tick - 0.43), NOISE(level / TRAIN_TIMESTEPS) if level else CLEAN
+            axes.add_patch(Rectangle(corner, 0.96 * size, 0.86, facecolor=colour))
+            frames = group * size + np.arange(1, size)
+            axes.vlines(frames, tick - 0.43, tick - 0.27, color="white", linewidth=0.6)
+            axes.vlines(frames, tick + 0.27, tick + 0.43, color="white", linewidth=0.6)
+            if ticks <= 12 and age <= groups + 1:
+                ink = ACCENT if not level else "white" if level > 400 else INK
+                words = {"ha": "center", "va": "center", "fontsize": 9, "color": ink}
+                axes.text((group + 0.5) * size, tick, str(level or "clean"), **words)
+    text = f"soft start: one group more each tick,\nthe first frames leave after tick {groups}"
+    axes.text(ticks * size, 0.6, text, ha="right", va="top", fontsize=9, linespacing=1.3)
+    axes.set(title=f"The stream from its start: latency K = {size * groups} frames", ylim=(ticks + 0.6, 0.4))
+    axes.set(xlabel="frame of the stream", ylabel="tick (colour and number: t before its calls)")
+    every = -(-ticks // 10)
+    axes.set(xticks=np.arange(0, ticks + 1, every) * size, yticks=np.arange(1, ticks + 1, every))
+    axes.set_xlim(-0.3, ticks * size + 0.3)
+    axes.grid(False)

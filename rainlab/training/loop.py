@@ -1,0 +1,262 @@
+"""Training: one loop for every stage, with saving, resuming and processes side by side.
+
+The loop is a generator that yields after every optimiser step; :func:`fit` drives it with saving, resuming (on the
+same machine bit for bit) and progress. Under ``torchrun`` each process computes its share of every batch and gradients
+are averaged by DistributedDataParallel.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from rainlab import runs
+from rainlab.config import StageConfig
+from rainlab.data.dataset import Batch, Draw, TrainingSet
+from rainlab.files import write_json
+from rainlab.method.checkpoint import write_tensors
+from rainlab.training import weights
+from rainlab.training.losses import Loss
+
+CHECKPOINT = "state.safetensors"
+
+
+@dataclass
+class State:
+    """What a checkpoint holds and the loop yields. ``ema`` maps the same names as ``parameters``."""
+
+    parameters: dict[str, nn.Parameter]
+    ema: dict[str, Tensor]
+    optimizer: torch.optim.Optimizer
+    step: int = 0  # optimiser steps done
+    loss: float = math.nan
+    grad_norm: float = math.nan
+    learning_rate: float = math.nan
+    history: list[dict] = field(default_factory=list)
+    pending: list[float] = field(default_factory=list)  # losses since the last row of the history
+
+
+def learning_rate(cfg: StageConfig, step: int) -> float:
+    """Linear warm-up, constant, cosine to zero over the last ``decay`` share of the steps."""
+    warm = min(1.0, (step + 1) / max(1, cfg.warmup))
+    begin = cfg.steps * (1 - cfg.decay)
+    rest = (step - begin) / max(1.0, cfg.steps - begin)
+    return cfg.learning_rate * warm * (0.5 * (1 + math.cos(math.pi * rest)) if rest > 0 else 1.0)
+
+
+def train(loss: Loss, state: State, data: TrainingSet, cfg: StageConfig, frames: int, window: bool) -> Iterator[State]:
+    """Yield ``state`` after every optimiser step from ``state.step`` to ``cfg.steps``; its loss is the whole batch's.
+
+    Args:
+        loss: mean loss of a batch; see :mod:`rainlab.training.losses`.
+        frames, window: how a sample is drawn (:meth:`rainlab.data.dataset.TrainingSet.batch`).
+
+    Raises:
+        ValueError: the batch does not split evenly over processes and accumulation steps.
+        FloatingPointError: the loss is not finite.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    share, odd = divmod(cfg.batch, world * cfg.accumulate)
+    if odd:
+        raise ValueError(f"batch: got {cfg.batch}, expected a multiple of {world} processes × {cfg.accumulate}")
+    parameters = list(state.parameters.values())
+    device = parameters[0].device
+    if world > 1:  # static graph: at every step the same parameters are left without a gradient
+        loss = DistributedDataParallel(_Step(loss, parameters), static_graph=True)
+    while state.step < cfg.steps:
+        state.learning_rate, state.loss = learning_rate(cfg, state.step), 0.0
+        for part in range(cfg.accumulate):
+            first = (part * world + rank) * share
+            samples = range(first, first + share)
+            batch = data.batch(cfg.seed, state.step, samples, cfg.batch, frames, window).to(device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                value = loss(batch, Draw(cfg.seed, state.step, samples)) / cfg.accumulate
+            value.backward()
+            state.loss += _mean(value.detach())
+        if not math.isfinite(state.loss):
+            raise FloatingPointError(f"loss is {state.loss} at step {state.step}: lower the learning rate")
+        state.grad_norm = float(nn.utils.clip_grad_norm_(parameters, cfg.clip_norm))
+        for group in state.optimizer.param_groups:
+            group["lr"] = state.learning_rate
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(state.ema.values()), parameters, 1 - cfg.ema)
+        state.step += 1
+        yield state
+
+
+class _Step(nn.Module):
+    """A loss as a module, since DistributedDataParallel averages the gradients of a module's forward pass."""
+
+    def __init__(self, loss: Loss, parameters: list[nn.Parameter]):
+        super().__init__()
+        self.loss, self.trained = loss, nn.ParameterList(parameters)
+
+    def forward(self, batch: Batch, draw: Draw) -> Tensor:
+        return self.loss(batch, draw)
+
+
+def _mean(value: Tensor) -> float:
+    """A number's mean over the processes."""
+    if dist.is_initialized():
+        dist.all_reduce(value)
+        value = value / dist.get_world_size()
+    return value.item()
+
+
+def start(model: nn.Module, names: list[str], cfg: StageConfig, ema: dict[str, Tensor] | None = None) -> State:
+    """Freeze everything but ``names`` and make a fresh state; ``ema`` are existing tensors to average into."""
+    wanted = set(names)
+    parameters = {}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in wanted)
+        if name in wanted:
+            parameters[name] = parameter
+    if missing := wanted - set(parameters):
+        raise ValueError(f"got parameter names that the model lacks: {sorted(missing)[:3]} …")
+    if ema is None:
+        ema = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    ema = {name: ema[name] for name in parameters}  # the same order: the update runs over both lists
+    values = list(parameters.values())
+    optimizer = torch.optim.AdamW(values, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
+    return State(parameters, ema, optimizer)
+
+
+def save_state(state: State, path: os.PathLike) -> None:
+    """Write everything needed to go on, atomically, as safetensors."""
+    tensors = {f"parameter/{k}": v.detach() for k, v in state.parameters.items()}
+    tensors |= {f"ema/{k}": v for k, v in state.ema.items()}
+    for name, parameter in state.parameters.items():
+        for key, value in state.optimizer.state.get(parameter, {}).items():
+            tensors[f"optimizer/{key}/{name}"] = value
+    note = {"step": str(state.step), "history": json.dumps(state.history), "pending": json.dumps(state.pending)}
+    write_tensors(path, tensors, note)
+
+
+def load_state(state: State, path: os.PathLike) -> None:
+    """Fill a fresh ``state`` from :func:`save_state`'s file."""
+    with safe_open(path, "pt") as file, torch.no_grad():
+        note = file.metadata()
+        for name, parameter in state.parameters.items():
+            parameter.copy_(file.get_tensor(f"parameter/{name}"))
+            state.ema[name].copy_(file.get_tensor(f"ema/{name}"))
+        slots: dict[str, dict[str, Tensor]] = {name: {} for name in state.parameters}
+        for key in file.keys():  # noqa: SIM118 — safe_open is no mapping
+            kind, _, rest = key.partition("/")
+            if kind == "optimizer":
+                slot, _, name = rest.partition("/")
+                tensor = file.get_tensor(key)
+                slots[name][slot] = tensor if slot == "step" else tensor.to(state.parameters[name].device)
+    for name, values in slots.items():
+        if values:
+            state.optimizer.state[state.parameters[name]] = values
+    state.step, state.history, state.pending = (json.loads(note[key]) for key in ("step", "history", "pending"))
+
+
+def fit(
+    run: runs.Run,
+    loss: Loss,
+    state: State,
+    data: TrainingSet,
+    cfg: StageConfig,
+    frames: int,
+    window: bool,
+    each: Callable[[State], None] | None = None,
+    extra: Callable[[], dict[str, Tensor]] | None = None,
+) -> list[dict]:
+    """Train to the end inside ``run``, resuming from its last checkpoint; returns the history.
+
+    Writes ``state.safetensors`` every ``cfg.save_every`` steps and ``weights.safetensors`` (the averaged weights of
+    what was trained) at the end; where those are there already, nothing is trained. A killed run loses at most the
+    steps since the last save. ``each`` is called after every step, ``extra`` at the end for tensors to keep beside the
+    weights. History rows: step, loss (mean since the row before), grad_norm, learning_rate, seconds.
+    """
+    if not first_process():  # only that one writes
+        for now in train(loss, _resumed(state, run), data, cfg, frames, window):
+            if each:
+                each(now)
+        dist.barrier()
+        return state.history
+    with run.lock():
+        if not finished_history(run):
+            _fit(run, loss, _resumed(state, run), data, cfg, frames, window, each=each)
+            _keep(run, state, extra() if extra else {})
+    if dist.is_initialized():
+        dist.barrier()  # no process goes on before the weights are written
+    return finished_history(run)
+
+
+def _resumed(state: State, run: runs.Run) -> State:
+    if (path := run.path / CHECKPOINT).exists():
+        load_state(state, path)
+    return state
+
+
+def _fit(run: runs.Run, loss: Loss, state: State, data: TrainingSet, cfg: StageConfig, *sampling, each) -> None:
+    every = max(1, cfg.steps // 100)
+    began = time.perf_counter() - (state.history[-1]["seconds"] if state.history else 0.0)
+    with tqdm(total=cfg.steps, initial=state.step, desc=run.name, leave=False) as bar:
+        for now in train(loss, state, data, cfg, *sampling):
+            state.pending.append(now.loss)
+            bar.update()
+            if now.step % every == 0 or now.step == cfg.steps:
+                mean = sum(state.pending) / len(state.pending)
+                row = {"step": now.step, "loss": mean, "grad_norm": now.grad_norm, "learning_rate": now.learning_rate}
+                state.history.append(row | {"seconds": round(time.perf_counter() - began, 1)})
+                state.pending.clear()
+                bar.set_postfix(loss=f"{mean:.4f}")
+            if now.step % cfg.save_every == 0 and now.step < cfg.steps:
+                save_state(state, run.path / CHECKPOINT)
+            if each:
+                each(now)
+
+
+def _keep(run: runs.Run, state: State, extra: dict[str, Tensor]) -> None:
+    """Write what a finished training leaves behind; the weights last, because they say that it is finished."""
+    write_json(run.path / "history.json", state.history)
+    write_tensors(run.path / weights.NAME, state.ema | extra)
+    (run.path / CHECKPOINT).unlink(missing_ok=True)
+
+
+def finished_history(run: runs.Run) -> list[dict] | None:
+    """The history of a run whose training has ended, else None."""
+    if not (run.path / weights.NAME).exists():
+        return None
+    return json.loads((run.path / "history.json").read_text("utf-8"))
+
+
+def join_processes() -> None:
+    """Under ``torchrun``: join the process group (gloo on the CPU, nccl on GPUs). Otherwise do nothing."""
+    if "WORLD_SIZE" in os.environ and int(os.environ["WORLD_SIZE"]) > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+
+
+def first_process() -> bool:
+    """Whether this process is the one that writes and prints."""
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """For work on the CPU that the other processes wait for: this one may use their threads meanwhile."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads * (dist.get_world_size() if dist.is_initialized() else 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,93 @@
+"""The losses of the autoencoder, stage 1 and stage 2 (section 4.2), and how frames get their time steps.
+
+A loss maps a batch and its random draws to one number; :mod:`rainlab.training.loop` minimises it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rainlab.config import Preset
+from rainlab.data.dataset import Batch, Draw
+from rainlab.method import schedule
+from rainlab.method.rain import RAIN, to_signed, to_unit
+from rainlab.method.unet import causal_mask
+
+Loss = Callable[[Batch, Draw], Tensor]
+Times = Callable[[Draw, int, Preset], Tensor]
+NULL_CONTEXT = 0.0  # the dropped token is zero, in training and in sampling
+
+
+def autoencoder_loss(model: RAIN) -> Loss:
+    """Mean squared plus a tenth of the mean absolute error of the reconstructed pictures in [-1, 1]."""
+
+    def loss(batch: Batch, draw: Draw) -> Tensor:
+        pictures = to_signed(batch.reference)
+        error = model.autoencoder.decode(model.autoencoder.encode(pictures)) - pictures
+        return error.square().mean() + 0.1 * error.abs().mean()
+
+    return loss
+
+
+def snr_weight(timesteps: Tensor, gamma: float) -> Tensor:
+    """min(SNR + 1, γ)/(SNR + 1) for v-prediction (as in Moore-AnimateAnyone); 1 at t = 999, where sampling starts."""
+    level = schedule.snr(timesteps) + 1
+    return level.clamp(max=gamma) / level
+
+
+def uniform_times(draw: Draw, frames: int, preset: Preset) -> Tensor:
+    """Stage 1: every frame at its own uniform time in [1, T]."""
+    return draw.integers(1, schedule.TRAIN_TIMESTEPS + 1, frames)
+
+
+def staircase_times(draw: Draw, frames: int, preset: Preset) -> Tensor:
+    """Stage 2: equation 7 with t₀ uniform in [1, T/p]."""
+    t0 = draw.integers(1, schedule.TRAIN_TIMESTEPS // preset.stream.groups + 1)
+    return schedule.staircase(t0, frames, preset.stream.groups)
+
+
+def denoising_loss(model: RAIN, preset: Preset, times: Times) -> Loss:
+    """Weighted v-prediction loss of stages 1 and 2, which differ only in how ``times`` are drawn.
+
+    The reference (token and bank together, per sample, never the pose) is dropped with ``condition_dropout``.
+    """
+    per_sample = sample_losses(model, preset, times)
+    return lambda batch, draw: per_sample(batch, draw).mean()
+
+
+def sample_losses(
+    model: RAIN, preset: Preset, times: Times, dropout: float | None = None
+) -> Loss:
+    """The same loss per sample, ``(b,)``; ``dropout`` overrides the preset's (0 for validation)."""
+    cfg = preset.loss
+    dropout = cfg.condition_dropout if dropout is None else dropout
+
+    def loss(batch: Batch, draw: Draw) -> Tensor:
+        latents = batch.latents
+        b, f, c = latents.shape[:3]
+        device = latents.device
+        timesteps = times(draw, f, preset).to(device) - 1
+        noise = draw.normal(*latents.shape[1:]) + cfg.noise_offset * draw.normal(f, c, 1, 1)
+        noise = noise.to(device)
+        keep = (draw.uniform() >= dropout).to(device)
+        bank, context = model.look(to_signed(batch.reference), batch.reference_latents)
+        context = torch.where(keep[:, None, None], context, NULL_CONTEXT)
+        v = model.denoising_unet(
+            schedule.add_noise(latents, noise, timesteps),
+            timesteps,
+            context,
+            model.pose_guider(to_unit(batch.condition)),
+            None,
+            bank,
+            temporal_mask=causal_mask(f, device) if preset.stream.causal and model.denoising_unet.cfg.motion else None,
+            reference_keep=None if bool(keep.all()) else keep,
+        )
+        target = schedule.velocity(latents, noise, timesteps)
+        error = F.mse_loss(v.float(), target, reduction="none").mean((2, 3, 4))
+        return (snr_weight(timesteps, cfg.snr_gamma) * error).mean(1)
+
+    return loss

@@ -1,0 +1,258 @@
+"""The four stages and the autoencoder as runs: what each reads, what it starts from, where its weights are.
+
+    autoencoder ─▶ stage1 ─▶ stage2 ──┐
+                     └────▶ distill2d ┴▶ distill3d
+
+`torchrun --nproc_per_node 8 -m rainlab.training.stages stage1 --preset paper` trains a stage on several processes; the
+notebook then finds the training done, evaluates and records it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rainlab import runs
+from rainlab.config import PRESETS, Preset, StageConfig, make_preset
+from rainlab.data import dataset
+from rainlab.method.rain import RAIN, start_guidance, to_signed
+from rainlab.training import distill, loop, losses
+from rainlab.training.parameters import STAGES, check_stage, trainable
+from rainlab.training.weights import weights_of
+
+VERSIONS = {"autoencoder": 2, "stage1": 2, "stage2": 2, "distill2d": 2, "distill3d": 2}  # raised when results change
+INPUTS = {
+    "autoencoder": (),
+    "stage1": ("autoencoder",),
+    "stage2": ("stage1",),
+    "distill2d": ("stage1",),
+    "distill3d": ("stage2", "distill2d"),
+}
+WINDOWED = ("stage2", "distill3d")  # trained on windows of neighbouring frames, with motion modules
+
+
+class Start(NamedTuple):
+    """Networks and loss as a stage begins; ``average``: tensors to average the trained ones into, if not copies."""
+
+    model: RAIN
+    loss: losses.Loss
+    average: dict[str, Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class Training:
+    """One stage of a preset, on top of the finished stages of ``source``: its own (None), or those of another preset.
+
+    The latter makes a short trial: other steps or clips, starting from where the full training's inputs ended.
+    """
+
+    preset: Preset
+    stage: str
+    source: Preset | None = None
+
+    def __post_init__(self) -> None:
+        check_stage(self.stage)
+        object.__setattr__(self, "source", self.source or self.preset)
+
+    @property
+    def loop(self) -> StageConfig:
+        """The loop's numbers."""
+        return self.preset.train_autoencoder if self.stage == "autoencoder" else getattr(self.preset, self.stage)
+
+    def describe(self) -> tuple[dict, dict[str, str]]:
+        """(config, inputs) that determine the result, for :func:`rainlab.runs.open_run`."""
+        preset, loop = self.preset, asdict(self.loop)
+        loop.pop("save_every")  # how often it is saved does not change the result
+        config = {"preset": preset.name, "train": loop, "autoencoder": asdict(preset.autoencoder)}
+        config |= {"data": dataset.clips_of(preset.data, "train").fingerprint(), "margin": preset.data.margin}
+        if self.stage != "autoencoder":
+            config |= {"model": asdict(preset.model), "loss": asdict(preset.loss)}
+        if self.stage in WINDOWED:
+            stream = preset.stream
+            config["stream"] = {"window": stream.window, "groups": stream.groups, "causal": stream.causal}
+        return config, {name: run_id(self.source, name) for name in INPUTS[self.stage]}
+
+    def open(self) -> runs.Run:
+        """Its run in ``runs/``, finished or not."""
+        config, inputs = self.describe()
+        return runs.open_run(self.stage, config, VERSIONS[self.stage], inputs)
+
+    def start(self, device: str | torch.device = "cpu") -> Start:
+        """The networks with the weights they start from, and the loss; teacher and target stand on ``device``, too."""
+        torch.manual_seed(self.loop.seed)
+        model = RAIN.build(self.preset, motion=self.stage in WINDOWED, guidance=self.stage.startswith("distill"))
+        _fill(model, self.source, _chain(self.stage)[:-1])
+        return STARTS[self.stage](self, model, device)
+
+    def data(self, device: str | torch.device = "cpu", split: str = "train") -> dataset.TrainingSet:
+        """The clips of a split as the stage needs them: with latents for all but the autoencoder."""
+        cfg = self.preset.data
+        clips, run = dataset.cached(dataset.clips_of(cfg, split), cfg.margin)
+        if self.stage == "autoencoder":
+            return clips
+        autoencoder = trained(self.source, "autoencoder", device).autoencoder
+        with run.lock(), loop.alone():  # other processes wait and find them made
+            return clips.encode(autoencoder, run.path / f"latents-{run_id(self.source, 'autoencoder')}.npy")
+
+
+# -- how each stage starts -------------------------------------------------------------------------------------------
+
+
+def _autoencoder(training: Training, model: RAIN, device: str | torch.device) -> Start:
+    return Start(model, losses.autoencoder_loss(model))
+
+
+def _stage1(training: Training, model: RAIN, device: str | torch.device) -> Start:
+    return Start(model, losses.denoising_loss(model, training.preset, losses.uniform_times))
+
+
+def _stage2(training: Training, model: RAIN, device: str | torch.device) -> Start:
+    return Start(model, losses.denoising_loss(model, training.preset, losses.staircase_times))
+
+
+def _distill2d(training: Training, model: RAIN, device: str | torch.device) -> Start:
+    teacher = trained(training.source, "stage1", device).denoising_unet
+    target = deepcopy(model.to(device).denoising_unet)
+    loss = distill.consistency_loss(model, teacher, target, training.preset, distill.solver_times)
+    return Start(model, loss, _named(target))
+
+
+def _distill3d(training: Training, model: RAIN, device: str | torch.device) -> Start:
+    """The student starts from the 2D consistency model, teacher and target from the original network (AnimateLCM)."""
+    teacher = trained(training.source, "stage2", device).denoising_unet
+    target = deepcopy(model.to(device).denoising_unet)
+    target.load_state_dict(teacher.state_dict(), strict=False)
+    start_guidance(target, 0.0)  # the original network knows no ω
+    loss = distill.consistency_loss(model, teacher, target, training.preset, distill.solver_staircase)
+    return Start(model, loss, _named(target))
+
+
+def _named(target: torch.nn.Module) -> dict[str, Tensor]:
+    return {f"denoising_unet.{name}": parameter for name, parameter in target.named_parameters()}
+
+
+STARTS = {"autoencoder": _autoencoder, "stage1": _stage1, "stage2": _stage2, "distill2d": _distill2d,
+          "distill3d": _distill3d}  # fmt: skip
+
+
+# -- finished stages -------------------------------------------------------------------------------------------------
+
+
+def run_id(preset: Preset, stage: str) -> str:
+    """The id of a stage's run, known before it is made."""
+    config, inputs = Training(preset, stage).describe()
+    return runs.run_id(stage, config, VERSIONS[stage], inputs)
+
+
+def recorded(preset: Preset, stage: str) -> runs.Run | None:
+    """The finished run of a stage, made here or published with the repository; None if there is none."""
+    try:
+        return runs.get(run_id(preset, stage))
+    except FileNotFoundError:
+        return None
+
+
+def trained(preset: Preset, stage: str, device: str | torch.device = "cpu") -> RAIN:
+    """The networks as they stand after ``stage``, for inference.
+
+    Raises:
+        FileNotFoundError: a stage's weights are not there, naming the run and the command that makes it.
+    """
+    check_stage(stage)
+    model = RAIN.build(preset, motion=stage in WINDOWED, guidance=stage.startswith("distill"))
+    known = _fill(model, preset, _chain(stage))
+    if missing := sorted({name for part in _chain(stage) for name in trainable(model, part)} - known):
+        raise ValueError(f"{stage}: its runs hold no weights for {missing[:3]} … ({len(missing)} in all)")
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _chain(stage: str) -> list[str]:
+    """``stage`` and all it stands on, inputs first; later weights replace earlier ones."""
+    before = [name for source in INPUTS[stage] for name in _chain(source)]
+    return list(dict.fromkeys([*before, stage]))
+
+
+def _fill(model: RAIN, preset: Preset, chain: list[str]) -> set[str]:
+    """Load what the stages of ``chain`` trained; returns the names that there were weights for.
+
+    A stage whose parameters later ones all trained again is not looked for: it need not be shipped.
+    """
+    weights: dict[str, Tensor] = {}
+    for name in reversed(chain):
+        published = name == "autoencoder" and preset.autoencoder.kind != "small"
+        if not published and not set(trainable(model, name)) <= weights.keys():
+            weights = weights_of(run_id(preset, name)) | weights
+    have = model.state_dict()  # a 2D network leaves the motion modules of its chain aside
+    model.load_state_dict({name: tensor for name, tensor in weights.items() if name in have}, strict=False)
+    return set(weights)
+
+
+# -- training --------------------------------------------------------------------------------------------------------
+
+
+def train_stage(
+    preset: Preset,
+    stage: str,
+    device: str | torch.device = "cpu",
+    each: Callable[[loop.State], None] | None = None,
+    inputs_from: Preset | None = None,
+) -> tuple[runs.Run, list[dict]]:
+    """Train a stage in its run, resuming; returns (run, history). The caller records results and finishes the run.
+
+    Args:
+        each: called after every step. inputs_from: the preset whose finished stages it starts from, if another.
+    """
+    loop.join_processes()
+    training = Training(preset, stage, inputs_from)
+    run, cfg = training.open(), training.loop
+    if history := loop.finished_history(run):
+        return run, history
+    clips = training.data(device)
+    model, loss, average = training.start(device)
+    model.to(device)
+    model.denoising_unet.checkpointing = model.reference_unet.checkpointing = cfg.checkpointing
+    state = loop.start(model, trainable(model, stage), cfg, average)
+    frames = preset.stream.window if stage in WINDOWED else cfg.targets
+    extra = (lambda: _latent_scale(model, state, clips)) if stage == "autoencoder" else None
+    return run, loop.fit(run, loss, state, clips, cfg, frames, stage in WINDOWED, each, extra)
+
+
+def record_history(run: runs.Run, history: list[dict]) -> None:
+    """Record a training's curve as rows of the metric "loss", labelled by step, to be published with the run."""
+    for row in history:
+        labels = {key: row[key] for key in ("step", "learning_rate", "grad_norm", "seconds")}
+        run.record("loss", row["loss"], **labels)
+
+
+def _latent_scale(model: RAIN, state: loop.State, clips: dataset.TrainingSet) -> dict[str, Tensor]:
+    """Mean and deviation of the finished autoencoder's latents over one frame of up to 256 clips."""
+    with torch.no_grad():
+        for name, tensor in state.ema.items():
+            state.parameters[name].copy_(tensor)
+    pictures = np.stack([clips.take(i)[0][0] for i in range(min(256, clips.count))])
+    vae = model.autoencoder
+    vae.normalise(to_signed(torch.from_numpy(pictures)).to(vae.mean.device))
+    return {"autoencoder.mean": vae.mean, "autoencoder.std": vae.std}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line: train one stage of a preset, alone or as one of torchrun's processes."""
+    parser = argparse.ArgumentParser(prog="python -m rainlab.training.stages", description="Train one stage, resuming.")
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--preset", default="tiny", choices=sorted(PRESETS))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args(arguments)
+    run, history = train_stage(make_preset(options.preset), options.stage, options.device)
+    if loop.first_process():
+        print(f"{run.id}: {history[-1]['step']} steps, loss {history[-1]['loss']:.4f}")
+
+
+if __name__ == "__main__":
+    main()

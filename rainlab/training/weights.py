@@ -1,0 +1,68 @@
+"""Weights of finished trainings: made here (``runs/``), or shipped with the package as fp16 with checksums."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from torch import Tensor
+
+from rainlab import runs
+from rainlab.files import atomic_path
+from rainlab.method.checkpoint import read_tensors, write_tensors
+
+NAME = "weights.safetensors"  # in a run's folder; written last, it says that the training is finished
+SHIPPED = Path(__file__).parents[1] / "weights"  # of final runs, part of the package
+SUMS = "SHA256SUMS"  # their checksums, in the format of `sha256sum --check`
+
+
+def weights_file(run_id: str) -> Path:
+    """Where the weights of a training run lie: in ``runs/``, or shipped with the package.
+
+    Raises:
+        FileNotFoundError: neither, naming the command that makes them.
+    """
+    for path in (runs.folder() / run_id / NAME, SHIPPED / f"{run_id}.safetensors"):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"weights of {run_id}: not in {runs.folder().name}/ and not shipped; train them with `make tables`,"
+        " those of another preset than tiny with `make tables PRESET=small`"
+    )
+
+
+def weights_of(run_id: str) -> dict[str, Tensor]:
+    """fp32 tensors by full parameter name, as far as that run trained them.
+
+    Raises:
+        FileNotFoundError: as in :func:`weights_file`. ValueError: the file is damaged, naming it and what to do.
+    """
+    path = weights_file(run_id)
+    if path.parent == SHIPPED and (got := _digest(path)) != (expected := _sums().get(path.name)):
+        raise ValueError(f"{path.name}: got sha256 {got}, expected {expected} ({SUMS}); get it again: git checkout")
+    try:
+        return {name: tensor.float() for name, tensor in read_tensors(path)[0].items()}
+    except ValueError as error:
+        raise ValueError(f"weights of {run_id}: {error}, or delete its run and call `make tables`") from error
+
+
+def ship(run_id: str) -> Path:
+    """Copy a run's weights into the package as fp16, and note their checksum; returns the file."""
+    path = SHIPPED / f"{run_id}.safetensors"
+    write_tensors(path, {name: tensor.half() for name, tensor in weights_of(run_id).items()}, {"run": run_id})
+    sums = {name: digest for name, digest in _sums().items() if (SHIPPED / name).exists()} | {path.name: _digest(path)}
+    with atomic_path(SHIPPED / SUMS) as temporary:
+        temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())), "utf-8")
+    return path
+
+
+def _sums() -> dict[str, str]:
+    """File name -> sha256 of what is shipped."""
+    file = SHIPPED / SUMS
+    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+    return {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
