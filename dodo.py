@@ -20,8 +20,9 @@ from pathlib import Path
 import torch
 from doit import get_var
 
-from rainlab import files, runs
+from rainlab import runs
 from rainlab.config import make_preset, override
+from rainlab.files import atomic_path
 from rainlab.measure import evaluate
 from rainlab.training import stages, weights
 
@@ -64,25 +65,23 @@ def training(notebook: str, preset, *trained: str, after: tuple[str, ...] = (), 
 
 
 RECORD = {"preset": PRESET, "record": True}
-# Some dependencies only keep two cores busy: equal halves beside each other, what measures time last and alone.
 TRAININGS = {
     "autoencoder": training("12_autoencoder", FULL, "autoencoder", threads=2),
     "stage1": training("20_stage1_image", FULL, "stage1", after=("autoencoder",), threads=2, beforehand="stage1"),
     "stage2": training("21_stage2_temporal", FULL, "stage2", after=("stage1",)),
     "stage2_k8": training("21_stage2_temporal", K8, "stage2", after=("stage1",)),
     "distill": training("22_distill", FULL, "distill2d", "distill3d", after=("stage2",)),
-    "stage2_causal": training("21_stage2_temporal", CAUSAL, "stage2", after=("stage2",)),
+    "stage2_causal": training("21_stage2_temporal", CAUSAL, "stage2", after=("stage1",)),
     "distill_k8": training("22_distill", K8, "distill3d", after=("stage2_k8", "distill")),
     "distill_causal": training("22_distill", CAUSAL, "distill3d", after=("stage2_causal", "distill")),
 }
 MEASUREMENTS = {
     "studio": Job("10_studio"),
     "data_prep": Job("11_data_prep"),
-    "ablations": Job("30_ablations", RECORD, ("distill_k8", "distill_causal")),
-    "table1": Job("40_table1_quality", RECORD, ("distill", "distill_k8")),  # shares a run with ablations: one waits
-    "table3": Job("42_table3", RECORD, ("ablations",)),
-    "tour": Job("00_tour", {"preset": PRESET}, ("distill", "table1")),
-    "table2": Job("41_table2_speed", RECORD, ("table1", "table3", "tour"), threads=2),
+    "ablations": Job("30_ablations", RECORD, ("distill", "distill_k8", "distill_causal")),
+    "table1": Job("40_table1_quality", RECORD, ("distill",)),
+    "tour": Job("00_tour", {"preset": PRESET}, ("distill",)),
+    "table2": Job("41_table2_speed", RECORD, ("table1", "ablations", "tour"), threads=2),  # measures time: last, alone
 }
 JOBS = TRAININGS | MEASUREMENTS
 
@@ -122,7 +121,7 @@ def execute(source: Path, out: Path, job: Job, **environment: str) -> None:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         command += ["-m", "rainlab.training.stages", job.beforehand, "--preset", PRESET]
         subprocess.run(command, check=True, env=environment | {"OMP_NUM_THREADS": "1"})
-    with files.atomic_path(out) as temporary:
+    with atomic_path(out) as temporary:
         command = [sys.executable, "-m", "papermill", str(source), str(temporary), "--cwd", str(source.parent), *values]
         subprocess.run(command, check=True, env=environment)
 
@@ -160,12 +159,12 @@ def refresh(source: Path) -> None:
         for key in ("papermill", "execution"):
             metadata.pop(key, None)
     notebook["metadata"]["language_info"].pop("version", None)  # any Python from 3.11 on
-    with files.atomic_path(source) as temporary:
+    with atomic_path(source) as temporary:
         temporary.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 def task_publish():
-    """Copy the runs behind tables and figures and the weights that notebooks start from; write the README's results."""
+    """Copy the runs behind tables and figures, and the weights that notebooks start from; write the pages of results."""
 
     def publish():
         final = {id for job in JOBS.values() for id in job.makes}
@@ -183,10 +182,12 @@ def task_publish():
             print("outdated, delete it if nothing refers to it:", path.relative_to(ROOT))
         from rainlab.measure import tables
 
+        with atomic_path(ROOT / "figures" / "RESULTS.md") as temporary:
+            temporary.write_text(tables.results(FULL) + "\n", "utf-8")
         page = ROOT / "README.md"
         before, _, rest = page.read_text("utf-8").partition("<!-- results -->")
         after = rest.partition("<!-- /results -->")[2]
-        with files.atomic_path(page) as temporary:
+        with atomic_path(page) as temporary:
             block = f"<!-- results -->\n{tables.readme(FULL)}\n<!-- /results -->"
             temporary.write_text(before + block + after, "utf-8")
 

@@ -132,6 +132,23 @@ def differences(preset: Preset, record: bool = False) -> Table:
     return _frame(rows, tuple(COLUMNS[metric][0] for metric in shown))
 
 
+def verdict(preset: Preset, a: str, b: str) -> str:
+    """What method ``a`` does better and worse than ``b`` on the same clips, in words, with the mean differences.
+
+    Undecided is what the 95 % interval of the paired difference does not tell from 0.
+    """
+    said: dict[str, list[str]] = {"better": [], "worse": [], "undecided": []}
+    for row in evaluate.compare(preset).metrics():
+        if (row["a"], row["b"]) == (a, b):
+            column, digits = COLUMNS[row["metric"]]
+            gain = row["value"] * (1 if column.endswith("↑") else -1)
+            decided = row["ci_low"] > 0 or row["ci_high"] < 0
+            word = "undecided" if not decided else "better" if gain > 0 else "worse"
+            said[word].append(f"{column[:-2]} ({row['value']:+.{digits}f})")
+    told = "; ".join(f"{word}: {', '.join(found)}" for word, found in said.items() if found)
+    return f"{evaluate.METHODS[a]} against {evaluate.METHODS[b]}. {told[0].upper() + told[1:]}."
+
+
 def _quality(name: str, table: Mapping[str, tuple]) -> list[dict[str, str]]:
     """Reported rows of a table with the columns of QUALITY; overflowed PSNR values carry an asterisk."""
     rows = []
@@ -206,6 +223,7 @@ def results(preset: Preset) -> str:
         parts += [f"## {title}", note, _markdown(make(preset))]
     note = "On the same clips; an interval that leaves out 0 is more than chance over clips. Flicker: a frozen pose."
     parts += ["## Paired differences", note, _markdown(differences(preset))]
+    parts += [verdict(preset, "rain", other) for other in ("undistilled", "flat")]
     return "\n\n".join(parts)
 
 
