@@ -164,7 +164,7 @@ def refresh(source: Path) -> None:
 
 
 def task_publish():
-    """Copy the runs behind tables and figures, and the weights that notebooks start from; write the pages of results."""
+    """Copy the runs behind tables and figures and the weights that notebooks start from; write the pages of results."""
 
     def publish():
         final = {id for job in JOBS.values() for id in job.makes}

@@ -99,3 +99,19 @@ def test_a_figure_that_cannot_be_drawn_leaves_everything_as_it_was(place):
 def test_names_that_are_no_file_names_are_refused(name):
     with pytest.raises(ValueError, match="figure name: got"):
         figures.save(picture(), name, "")
+
+
+def test_a_film_plays_forever_and_has_its_line_in_the_index(place):
+    frames = np.random.default_rng(0).integers(0, 256, (5, 8, 6, 3), dtype=np.uint8)
+    path = figures.save_film(frames, "film", "Five frames", ["eval-0"], "00_tour", fps=10, scale=4)
+    figures.save(picture(), "a_bars", "First")
+    with Image.open(path) as film:
+        assert (film.size, film.n_frames, film.info["loop"]) == ((24, 32), 5, 0)
+        film.seek(4)
+        off = np.abs(np.asarray(film.convert("RGB")).astype(int)[1::4, 1::4] - frames[4]).mean()
+        assert film.info["duration"] == 100  # known once a frame is decoded
+    assert off < 25  # lossy, but this picture
+    assert rows(place)[1] == "| [film](film.webp) | [00_tour](../notebooks/00_tour.ipynb) | `eval-0` | Five frames |"
+    before = path.read_bytes()
+    figures.save_film(frames, "film", "Five frames", ["eval-0"], "00_tour", fps=10, scale=4)
+    assert path.read_bytes() == before

@@ -31,7 +31,7 @@ RUNS = sorted((ROOT / "figures" / "runs").glob("*"))
 TOP_LEVEL = {"notebooks", "rainlab", "data_prep", "figures", "tests", "environment.yml", "pyproject.toml"}
 TOP_LEVEL |= {"README.md", "Makefile", "dodo.py", "LICENSE", "CITATION.cff", ".ci", ".gitignore"}
 CORE = {"torch", "numpy", "einops", "safetensors", "tqdm"}
-ALSO_AT_TOP = {"plot.py": {"matplotlib"}, "figures.py": {"matplotlib", "PIL"}, "widgets.py": {"ipywidgets"}}
+ALSO_AT_TOP = {"plot.py": {"matplotlib"}, "figures.py": {"matplotlib", "PIL"}}
 
 
 def requirements(*extras):
@@ -274,6 +274,33 @@ def test_the_tour_is_there():
 def test_committed_notebook(path):
     faults = notebook_faults(json.loads(path.read_text("utf-8")))
     assert not faults, "; ".join(faults)
+
+
+# -- the README ------------------------------------------------------------------------------------------------------
+
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_readme_is_short_and_its_links_lead_somewhere():
+    assert len(README.splitlines()) <= 120
+    links = re.findall(r"\]\((?!http)([^)]+)\)", README)
+    assert len(links) > 15 and not [link for link in links if not (ROOT / link).exists()]
+    assert (ROOT / "figures" / "tour_film.webp").stat().st_size < 1.5e6
+
+
+def test_readme_s_costs_are_the_notebooks():
+    table = dict(re.findall(r"^\| \[(\w+)\]\(notebooks/.*\| (\d+) s \|$", README, re.MULTILINE))
+    assert table.keys() == {path.stem for path in NOTEBOOKS}
+    for path in NOTEBOOKS:
+        title = "".join(json.loads(path.read_text("utf-8"))["cells"][0]["source"])
+        assert re.search(r"^Cost: about (\d+) seconds", title, re.MULTILINE)[1] == table[path.stem], path.name
+    assert sum(map(int, table.values())) <= 30 * len(table) and max(map(int, table.values())) <= 90
+
+
+def test_readme_s_python_runs_as_it_stands(tmp_path):
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True)
+    assert (tmp_path / "stream.png").stat().st_size > 10_000
 
 
 def code_cell(source, count, *outputs, tags=()):

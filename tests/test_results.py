@@ -31,9 +31,11 @@ def test_every_shipped_file_has_its_checksum():
     ]
 
 
-def test_readme_shows_the_published_numbers():
+def test_readme_and_results_show_the_published_numbers():
     block = README.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
     assert block.strip() == tables.readme(TINY).strip(), "run `doit publish`"
+    page = (Path(__file__).parents[1] / "figures" / "RESULTS.md").read_text("utf-8")
+    assert page.strip() == tables.results(TINY).strip(), "run `doit publish`"
 
 
 @pytest.mark.parametrize(

@@ -31,11 +31,10 @@ TOGETHER = 8  # clips asked for in one slice and rendered in one call: more gain
 
 @dataclass(frozen=True, eq=False)
 class Clip:
-    """Some frames and the condition pictures that drive them; the studio adds its exact ground truth.
+    """Some frames and the condition pictures that drive them.
 
-    frames, condition: uint8 (f, h, w, 3) RGB. mask: bool (f, h, w), the character. depth: float32 (f, h, w) in [0, 1],
-    1 = near. flow: float32 (f-1, h, w, 2), pixels (x, y) to the next frame. visible: bool (f-1, h, w), whether flow's
-    target is seen. keypoints: float32 (f, 18, 3), x and y in pixels, confidence.
+    frames, condition: uint8 (f, h, w, 3) RGB. mask: bool (f, h, w), the character, or None where it is not known.
+    (More ground truth, depth and flow, comes from the studio itself: `studio.body.render`.)
     """
 
     frames: np.ndarray
@@ -45,10 +44,6 @@ class Clip:
     split: str
     licence: str
     mask: np.ndarray | None = None
-    depth: np.ndarray | None = None
-    flow: np.ndarray | None = None
-    visible: np.ndarray | None = None
-    keypoints: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -164,10 +159,6 @@ class StudioClips(Sequence[Clip]):
                 split=self.split,
                 licence=STUDIO_LICENCE,
                 mask=bodies.mask[i].numpy(),
-                depth=bodies.depth[i].numpy(),
-                flow=bodies.flow[i].numpy(),
-                visible=bodies.visible[i].numpy(),
-                keypoints=bodies.keypoints[i].numpy(),
             )
             for i, index in enumerate(indices)
         ]

@@ -3,6 +3,8 @@
 The colours are Paul Tol's "bright" scheme (https://personal.sron.nl/~pault/), distinguishable with any colour vision.
 """
 
+import io
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
@@ -74,26 +77,59 @@ def save(figure: Figure, name: str, caption: str, runs: Sequence[Run | str] = ()
     The picture carries caption, notebook and run ids in its own text fields, and the index is made anew from all
     pictures there: nothing can drift apart, and a deleted figure leaves the index at the next call.
     """
+    path, about = folder() / f"{name}.png", _about(name, caption, runs, notebook)
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=120, bbox_inches="tight", metadata=about | {"Software": None})
+    _write_index()
+    return path
+
+
+def save_film(
+    frames: np.ndarray,
+    name: str,
+    caption: str,
+    runs: Sequence[Run | str] = (),
+    notebook: str = "",
+    fps: float = 12.0,
+    scale: int = 2,
+) -> Path:
+    """Write frames ``uint8 (f, h, w, 3)`` as `<name>.webp` into `folder()`, with its line in the index like `save`."""
+    path, about = folder() / f"{name}.webp", _about(name, caption, runs, notebook)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(webp(frames, fps, scale, xmp=json.dumps(about).encode()))
+    _write_index()
+    return path
+
+
+def webp(frames: np.ndarray, fps: float, scale: int, **options: Any) -> bytes:
+    """Frames ``uint8 (f, h, w, 3)`` as an animated WebP that runs forever, enlarged without smoothing."""
+    first, *others = (Image.fromarray(frame) for frame in frames.repeat(scale, 1).repeat(scale, 2))
+    data = io.BytesIO()
+    first.save(data, "webp", save_all=True, append_images=others, duration=1000 / fps, loop=0, quality=80, **options)
+    return data.getvalue()
+
+
+def _about(name: str, caption: str, runs: Sequence[Run | str], notebook: str) -> dict[str, str]:
+    """What a picture says of itself."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
         raise ValueError(f"figure name: got {name!r}, expected letters, digits, '_' and '-': it names a file")
     ids = " ".join(getattr(run, "id", run) for run in runs)
-    about = {"Title": name, "Description": caption, "Source": notebook, "Runs": ids, "Software": None}
-    path = folder() / f"{name}.png"
-    with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, bbox_inches="tight", metadata=about)
+    return {"Title": name, "Description": caption, "Source": notebook, "Runs": ids}
+
+
+def _write_index() -> None:
     index = ""
     while index != (index := _index()):  # again if another process has saved a figure in between
         with atomic_path(folder() / "index.md") as temporary:
             temporary.write_text(index, "utf-8")
-    return path
 
 
 def _index() -> str:
-    """index.md: one line for every picture in `folder()` that `save` has written, sorted by name."""
+    """index.md: one line for every picture and film in `folder()` that was saved here, sorted by name."""
     lines = ["# Figures", "", "| figure | notebook | runs | caption |", "|---|---|---|---|"]
-    for path in sorted(folder().glob("[!.]*.png")):
+    for path in sorted([*folder().glob("[!.]*.png"), *folder().glob("[!.]*.webp")]):
         with Image.open(path) as picture:
-            about = picture.info
+            about = json.loads(picture.info.get("xmp", "{}")) if path.suffix == ".webp" else picture.info
         if about.get("Title") == path.stem:
             notebook = about["Source"] and f"[{about['Source']}](../notebooks/{about['Source']}.ipynb)"
             runs = ", ".join(f"`{id}`" for id in about["Runs"].split())

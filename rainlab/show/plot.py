@@ -3,7 +3,6 @@
 Every function returns a closed matplotlib Figure: a notebook cell that ends in the call shows it exactly once.
 """
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,11 +13,24 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from rainlab.method.schedule import TRAIN_TIMESTEPS, check_window, stream_times
-from rainlab.show.figures import ACCENT, CLEAN, COLOURS, GREY, INK, NOISE, STYLE, new_figure, save, use_style
+from rainlab.show.figures import (
+    ACCENT,
+    CLEAN,
+    COLOURS,
+    GREY,
+    INK,
+    NOISE,
+    STYLE,
+    new_figure,
+    save,
+    save_film,
+    use_style,
+    webp,
+)
 
 __all__ = [
-    "attention", "bars_with_ci", "curves", "depth_rgb", "flow_rgb", "save", "sheet", "staircase", "strip", "use_style",
-    "video",
+    "attention", "bars_with_ci", "curves", "depth_rgb", "flow_rgb", "save", "save_film", "sheet", "staircase", "strip",
+    "use_style", "video",
 ]  # fmt: skip
 _WIDTH = 960  # pixels across a notebook
 
@@ -110,12 +122,10 @@ def video(frames: np.ndarray, fps: float = 12.0, scale: int = 4) -> Any:
     videos in a notebook that was opened and not executed, since it does not trust its HTML.
     """
     from IPython.display import Image
-    from PIL.Image import fromarray
 
-    first, *others = (fromarray(frame) for frame in _pictures(frames, "frames").repeat(scale, 1).repeat(scale, 2))
-    data = io.BytesIO()
-    first.save(data, "webp", save_all=True, append_images=others, duration=1000 / fps, loop=0, quality=80)
-    return Image(data.getvalue(), format="webp", width=first.width, height=first.height)
+    frames = _pictures(frames, "frames")
+    height, width = frames.shape[1] * scale, frames.shape[2] * scale
+    return Image(webp(frames, fps, scale), format="webp", width=width, height=height)
 
 
 @mpl.rc_context(STYLE)
