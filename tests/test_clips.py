@@ -21,6 +21,7 @@ from rainlab.data.clips import (
     write_studio,
     write_video,
 )
+from rainlab.data.studio import body
 
 SIZE, FRAMES = (64, 48), 10
 ENTRY = Entry("videos/a.mp4", 0, 20, (64, 48), 12.0, "conditions/a.mp4", None, "train", "CC-BY-4.0")
