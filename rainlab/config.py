@@ -131,7 +131,7 @@ class LossConfig:
     snr_gamma: float = 5.0  # Moore-AnimateAnyone
     huber_c: float = 0.001  # section 5
     guidance_range: tuple[float, float] = (1.0, 4.0)  # ω drawn per sample; covers section 4.3's 2.0-3.5
-    embedding_scale: float = 1.0  # standard deviation, times 1/√dim, of the ω projection's first values; 0: zeros
+    embedding_scale: float = 1.0  # of the ω projection's first values (rain.start_guidance); 0: zeros
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import micro
 import numpy as np
+import pytest
 import torch
 
 from rainlab.method import sampling
@@ -55,6 +56,15 @@ def test_the_film_of_a_window_fills_from_the_noisy_end():
     filled = (film != 255).any((2, 3, 4))
     assert np.array_equal(filled, np.arange(6)[:, None] + np.arange(4) >= 3)  # a group more each tick
     assert np.array_equal(film[3:, 0], made[1].push(list(conditions))[::2])
+
+
+@pytest.mark.parametrize("groups", [3, 16])
+def test_every_group_has_its_column_also_where_p_does_not_divide_the_time(groups):
+    stream = Stream(micro.model(), groups, groups, guidance=2.0)
+    stream.reference(micro.pictures(seed=9))
+    film = sampling.window_film(stream, micro.pictures(2 * groups))
+    filled = (film != 255).any((2, 3, 4))
+    assert np.array_equal(filled, np.arange(2 * groups)[:, None] + np.arange(groups) >= groups - 1)
 
 
 def test_attention_over_time_is_a_distribution_and_obeys_the_mask():

@@ -226,6 +226,18 @@ def test_a_stream_runs_as_its_model_was_trained_unless_told_otherwise():
     assert Stream(trained).cfg == StreamConfig()  # the paper's
 
 
+def test_a_bad_picture_leaves_nothing_behind_after_a_bank_from_elsewhere():
+    """The size of the pictures is then known from the first condition; a push with two sizes is refused as a whole."""
+    model = micro.model()
+    s = Stream(model, 8, 4)
+    s.set_bank(*model.look(torch.rand(1, 3, 32, 24)))
+    with pytest.raises(ValueError, match=r"condition: got size \(16, 24\), expected \(32, 24\)"):
+        s.push([GOOD, micro.pictures(size=(16, 24))])
+    assert len(s.push([GOOD] * 8)) == 2
+    with pytest.raises(RuntimeError, match="window is empty"):
+        Stream(model, 8, 4).tick(None)
+
+
 def test_wrong_use_is_named():
     model = micro.model()
     with pytest.raises(RuntimeError, match="no reference"):

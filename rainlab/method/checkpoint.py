@@ -34,9 +34,12 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
 
 
 def save_model(model: RAIN, path: str | os.PathLike) -> None:
-    """Write a whole model, with the preset and geometry needed to build it again, to one file."""
+    """Write a whole model, with the preset and geometry needed to build it again, to one file.
+
+    (A published autoencoder or CLIP tower is built from its own folder first, and has to be there when it is loaded.)
+    """
     if model.preset is None:
-        raise ValueError("model: got one without a preset, expected one made by RAIN.build or training.stages.trained")
+        raise ValueError("model: got one without a preset, expected one made by RAIN.build or loaded")
     cfg = model.denoising_unet.cfg
     note = {"preset": json.dumps(model.preset.dict()), "motion": str(int(cfg.motion)),
             "guidance": str(int(bool(cfg.guidance_dim)))}  # fmt: skip

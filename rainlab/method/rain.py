@@ -36,7 +36,11 @@ class RAIN(nn.Module):
 
     @classmethod
     def build(cls, preset: Preset, *, motion: bool, guidance: bool) -> RAIN:
-        """Fresh networks of a preset; ``motion`` and ``guidance`` say which stage's denoising network is wanted."""
+        """Fresh networks of a preset.
+
+        ``motion`` (over the window) and ``guidance`` (ω embedding) say which denoising network is wanted: neither after
+        stage 1, motion after stage 2, guidance after 2D distillation, both for the stream (3D distillation).
+        """
         cfg, autoencoder = preset.model, vae.build(preset.autoencoder)
         channels = autoencoder.latent_channels
         denoiser = UNet(cfg.unet(channels, motion=motion, guidance=guidance))

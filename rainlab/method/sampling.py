@@ -20,11 +20,12 @@ SIDE_BY_SIDE = 8  # streams in one batch
 def stream(model: RAIN, reference: np.ndarray, condition: np.ndarray, **options) -> np.ndarray:
     """Frames of finite clips as they come out in the middle of an endless stream; some clips run side by side.
 
-    The driver is continued at both ends by its mirror image, by K - K/p conditions: every frame returned spent its
-    whole life in a full window, whatever K is. Soft start and drain are not measured.
+    The driver is continued at both ends by its mirror image, by K - K/p conditions (behind, to a whole group): every
+    frame returned spent its whole life in a full window, whatever K is. Soft start and drain are not measured.
 
     Args:
-        reference: uint8 ``(b, h, w, 3)``. condition: uint8 ``(b, f, h, w, 3)``. options: of :class:`Stream`.
+        reference: uint8 ``(b, h, w, 3)``. condition: uint8 ``(b, f, h, w, 3)``. options: of :class:`Stream` but
+            ``batch``; the noise starts anew every SIDE_BY_SIDE clips.
 
     Returns:
         uint8 frames like ``condition``.
@@ -67,10 +68,11 @@ def sample(
     Returns:
         uint8 frames like ``condition``.
     """
-    bank, context = model.look(to_signed(torch.from_numpy(reference)))
-    pose = model.pose_guider(to_unit(torch.from_numpy(condition)))
+    device = model.denoising_unet.conv_in.weight.device
+    bank, context = model.look(to_signed(torch.from_numpy(reference).to(device)))
+    pose = model.pose_guider(to_unit(torch.from_numpy(condition).to(device)))
     b, f, _, h, w = pose.shape
-    mask = causal_mask(f) if causal else None
+    mask = causal_mask(f, device) if causal else None
 
     def predict(latents: Tensor, timesteps: Tensor) -> Tensor:
         if guidance is None:
@@ -78,8 +80,8 @@ def sample(
         return guided_v(model.denoising_unet, latents, timesteps, context, pose, bank, guidance, mask)
 
     shape = (b, f, model.autoencoder.latent_channels, h, w)
-    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return to_uint8(model.autoencoder.decode(schedule.ddim(predict, noise, steps))).numpy()
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
+    return to_uint8(model.autoencoder.decode(schedule.ddim(predict, noise, steps))).cpu().numpy()
 
 
 @torch.no_grad()
@@ -100,9 +102,9 @@ def window_film(stream: Stream, conditions: np.ndarray) -> np.ndarray:
             film[tick, 0] = frame
         latents, times = stream.contents
         for slot in range(0, len(times), size):
-            level = int(times[slot]) * groups // schedule.TRAIN_TIMESTEPS
+            level = round(int(times[slot]) * groups / schedule.TRAIN_TIMESTEPS)
             picture = stream.model.autoencoder.decode(latents[:, slot : slot + 1])
-            film[tick, level] = to_uint8(picture)[0, 0].numpy()
+            film[tick, level] = to_uint8(picture)[0, 0].cpu().numpy()
     return film
 
 
@@ -110,14 +112,15 @@ def window_film(stream: Stream, conditions: np.ndarray) -> np.ndarray:
 def temporal_attention(unet: UNet, *inputs, **options) -> dict[str, np.ndarray]:
     """Who looks at whom: attention weights over the frames in one forward pass of the network.
 
-    Arguments are those of the network's ``forward``. Returns layer name -> ``(f, f)``, the mean over heads and places;
+    Arguments are those of the network's ``forward``. Returns layer name -> ``(f, f)``, the mean over samples,
+    heads and places;
     row = the frame that looks, column = the frame looked at, rows sum to 1.
     """
     maps: dict[str, np.ndarray] = {}
 
     def watch(name: str) -> Callable:
         def hook(layer: TemporalAttention, received: tuple) -> None:
-            maps[name] = layer.weights(*received).mean((0, 1)).numpy()
+            maps[name] = layer.weights(*received).mean((0, 1)).cpu().numpy()
 
         return hook
 

@@ -2,6 +2,8 @@
 
 Time runs 1 … T in the paper and in this module's names ``t0``/``times``; tables and networks are indexed with
 ``timesteps = times - 1`` (0 … T-1), so that four-step sampling sees 249, 499, 749, 999. Time 0 is the clean picture.
+Letters: K frames in the window, p noise groups, N network calls from one group's leaving to the next's, T = 1000. The
+stream runs on `stream_times`; `staircase`, `snr` and `velocity` serve training.
 
 Tensors broadcast as ``(b, f, c, h, w)`` against per-frame ``(b, f)`` coefficients.
 """
@@ -59,7 +61,7 @@ def _mix(timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def snr(timesteps: Tensor) -> Tensor:
-    """Signal-to-noise ratio ᾱ/(1-ᾱ); 0 at t = 999 (zero terminal SNR)."""
+    """Signal-to-noise ratio ᾱ/(1-ᾱ); 0 at index 999 (zero terminal SNR)."""
     alpha, sigma = alpha_sigma(timesteps)
     return alpha**2 / sigma**2
 
@@ -95,7 +97,8 @@ def solver_step(noisy: Tensor, v: Tensor, timesteps: Tensor, next_timesteps: Ten
 
 
 def boundary(timesteps: Tensor) -> tuple[Tensor, Tensor]:
-    """(c_skip, c_out) of the consistency function per frame: eq. 1's boundary condition as in LCM, (1, 0) at t = 0."""
+    """(c_skip, c_out) of the consistency function per frame: eq. 1's boundary condition as in LCM, (1, 0) at index 0
+    and below."""
     scaled = timesteps.clamp(min=0).float() * TIMESTEP_SCALING
     c_skip = SIGMA_DATA**2 / (scaled**2 + SIGMA_DATA**2)
     return c_skip, scaled / (scaled**2 + SIGMA_DATA**2) ** 0.5

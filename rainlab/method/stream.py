@@ -2,8 +2,8 @@
 
 A window of K frames stands in p noise groups like stairs. Each *tick* takes one group of K/p new condition pictures,
 appends a group of pure noise, lowers every group by T/p (in N network calls), and releases the first group as soon as
-it is clean. Nothing else is carried from tick to tick but the window's latents, their pose features, the decoder's
-memory and the noise generator.
+it is clean. From tick to tick only the window's latents, pose features and levels, the decoder's memory and the noise
+generator change; what the reference gave (bank and context) stays.
 """
 
 from __future__ import annotations
@@ -34,21 +34,23 @@ class Stream:
     ...         show(frame)
 
     Args:
-        model: a :class:`rainlab.method.rain.RAIN`. What is not given below is taken from ``model.preset.stream``, how
-            the model was trained to be run; a model without a preset runs as the paper's (K = 16, p = 4, N = 1, ω = 2).
+        model: a :class:`rainlab.method.rain.RAIN`; it is put into evaluation mode. What is not given of the next five
+            is taken from ``model.preset.stream``, how the model was trained to be run; a model without a preset runs as
+            the paper's (K = 16, p = 4, N = 1, ω = 2).
         window, groups, steps_per_group: K, p, N; p divides K. Sampling steps are p·N.
         guidance: ω, the strength of the absorbed classifier-free guidance; a network without ω embedding (before
             distillation) takes none.
         seed: of the noise; on one machine the same seed and conditions give the same frames bit for bit however they
             are pushed.
-        causal: a frame attends to earlier slots of the window only (the ablation of section 5.4).
+        causal: a frame attends to itself and to earlier slots of the window only (the ablation of section 5.4).
         batch: streams that run side by side; pictures and frames then carry a leading dimension of this size.
-        noise: replaces the generator, ``shape -> tensor``; called first for the new group, then for the step noise of
-            every frame at every call, also where its coefficient is zero (as the published code draws it).
+        noise: replaces the generator and its seed, ``shape -> tensor``; called with the shape of the new group (none
+            when draining), then, after every network call, with that of the whole window, also where the coefficient
+            of a frame is zero (as the published code draws it).
 
     Raises:
-        ValueError: p does not divide K, K exceeds what the network's positional encoding holds, or ω is given to a
-            network without ω embedding.
+        ValueError: p does not divide K, p·N exceeds T, N < 1, K exceeds what the network's positional encoding holds,
+            or ω is given to a network without ω embedding.
     """
 
     def __init__(
@@ -70,7 +72,7 @@ class Stream:
         trained = model.preset.stream if model.preset else StreamConfig()
         cfg = replace(trained, **{name: value for name, value in given.items() if value is not None})
         schedule.check_window(cfg.window, cfg.groups)
-        if cfg.window > unet.cfg.motion_length:
+        if unet.cfg.motion and cfg.window > unet.cfg.motion_length:
             raise ValueError(f"window: got {cfg.window}, expected at most motion_length={unet.cfg.motion_length}")
         self.model, self.cfg, self.seed, self.batch = model.eval(), cfg, seed, batch
         self.window, self.groups, self.steps_per_group = cfg.window, cfg.groups, cfg.steps_per_group
@@ -93,9 +95,9 @@ class Stream:
 
     @property
     def contents(self) -> tuple[Tensor, Tensor]:
-        """What stands in the window now, to look at: latents ``(b, f, c, h, w)`` and their times ``(f,)`` in 1 … T.
+        """What stands in the window now, to look at: latents ``(b, f, c, h, w)`` and their times ``(f,)``.
 
-        Cleanest group first; f = 0 before the first tick.
+        Cleanest group first, at T/p; two empty tensors before the first tick.
         """
         if self._latents is None:
             return torch.zeros(0), torch.zeros(0, dtype=torch.long)
@@ -120,7 +122,7 @@ class Stream:
         self.set_bank(bank, context)
 
     def set_bank(self, bank: dict[str, Tensor], context: Tensor) -> None:
-        """Use a bank ``{name: (b, h·w, c)}`` and context ``(b, n, d)`` computed elsewhere."""
+        """Use a bank ``{name: (b, h·w, c)}`` and context ``(b, n, d)`` computed elsewhere, of pictures that size."""
         self._bank, self._context = bank, context
 
     @torch.no_grad()
@@ -138,7 +140,11 @@ class Stream:
         if not isinstance(conditions, (list, tuple)):
             conditions = [conditions]
         # all or none: a bad condition must not leave half a push behind
-        checked = [self._picture(c, "condition", self._size) for c in conditions]
+        checked, size = [], self._size
+        for condition in conditions:
+            checked.append(self._picture(condition, "condition", size))
+            size = tuple(checked[-1].shape[1:3])
+        self._size = size
         frames: list[np.ndarray] = []
         for condition in checked:
             self._waiting.append(condition)
@@ -174,7 +180,12 @@ class Stream:
 
         Returns:
             clean latents ``(b, K/p, c, h, w)``, or None while the window fills (soft start).
+
+        Raises:
+            RuntimeError: asked to drain an empty window.
         """
+        if pose is None and self._latents is None:
+            raise RuntimeError("tick(None) drains, but the window is empty: give the features of a group first")
         if pose is not None:
             shape = (*pose.shape[:2], self.model.denoising_unet.cfg.latent_channels, *pose.shape[3:])
             fresh = self._noise(shape)
@@ -194,7 +205,7 @@ class Stream:
         g = self.group_size
         clean = self._latents[:, :g]
         self._levels = self._levels[1:]
-        # a copy, not a view: a view would keep every popped frame alive
+        # copies: while draining, a view would keep the storage of the whole old window
         self._latents = self._latents[:, g:].clone() if self._levels else None
         self._pose = self._pose[:, g:].clone() if self._levels else None
         return clean
@@ -255,7 +266,8 @@ class Stream:
 def animate(model: RAIN, reference: np.ndarray, conditions: np.ndarray, **options) -> np.ndarray:
     """Stream a finite clip: reference ``(h, w, 3)``, conditions ``(f, h, w, 3)`` -> frames ``(f, h, w, 3)``, uint8.
 
-    With a leading batch dimension on both, the clips run side by side. ``options`` go to :class:`Stream`.
+    With a leading batch dimension on both, the clips run side by side. ``options`` are :class:`Stream`'s, except
+    ``batch``.
     """
     batched = np.ndim(reference) == 4
     stream = Stream(model, batch=len(reference) if batched else None, **options)

@@ -1,4 +1,4 @@
-"""The one network file: reference network and denoising network of RAIN, with the published key names.
+"""The UNet, as reference network and as denoising network of RAIN, with the published key names.
 
 Both are the UNet of Stable Diffusion 1.5. The *reference network* (``out=False``) reads one picture and leaves behind
 the states that enter each spatial self-attention: the **bank**. The *denoising network* (``motion=True``) attends to
@@ -27,7 +27,10 @@ MOTION_NORM_GROUPS = 32  # AnimateDiff's motion modules use 32 groups whatever t
 
 @dataclass
 class Condition:
-    """What every block of one forward pass sees, besides its input ``(b·f, c, h, w)``."""
+    """What every block of one forward pass sees, besides its input ``(b·f, c, h, w)``.
+
+    Not a condition picture: that one enters as pose features, behind the first convolution.
+    """
 
     emb: Tensor  # (b·f, 4·channels[0]) time (and guidance) embedding
     context: Tensor  # (b·f, n, d)
@@ -346,14 +349,15 @@ class UNet(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x))).unflatten(0, (b, f))
 
     def bank(self, latents: Tensor, context: Tensor) -> dict[str, Tensor]:
-        """States after ``norm1`` of every spatial block at t = 0 (section 3.3).
+        """States after ``norm1`` of every spatial block at index 0 (section 3.3).
 
         Args:
             latents: ``(b, c, h, w)`` clean latents of the reference picture.
             context: ``(b, n, d)``.
 
         Returns:
-            name -> ``(b, h·w, c)`` with names d00 … m … u32, in the order of the forward pass.
+            name -> ``(b, h·w, c)`` in the order of the forward pass: d00 … m … u32 with SD 1.5's four levels (way,
+            level, layer; on the way up levels count from the coarsest).
         """
         if latents.ndim != 4:
             raise ValueError(f"reference latents: got shape {tuple(latents.shape)}, expected (b, c, h, w)")

@@ -149,8 +149,8 @@ class SoftClamp(nn.Module):
 class TAESDV(VAE):
     """Streaming tiny autoencoder (``madebyollin/taesdv``): TAESD's encoder and a decoder with ten recurrent memories.
 
-    A memory holds the input of its block at the previous frame; zeros start a stream. Decoding frame by frame equals
-    decoding all at once.
+    A memory holds the input of its block at the previous frame; zeros start a stream. With ``decode_next``, frame by
+    frame equals all at once; ``decode`` takes every frame for the first of a stream.
     """
 
     factor, latent_channels = 8, 4
