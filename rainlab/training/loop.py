@@ -31,6 +31,7 @@ from rainlab.training import weights
 from rainlab.training.losses import Loss
 
 CHECKPOINT = "state.safetensors"
+MESSAGE = 128  # MiB of gradients that processes send each other at once
 
 
 @dataclass
@@ -73,8 +74,9 @@ def train(loss: Loss, state: State, data: TrainingSet, cfg: StageConfig, frames:
         raise ValueError(f"batch: got {cfg.batch}, expected a multiple of {world} processes × {cfg.accumulate}")
     parameters = list(state.parameters.values())
     device = parameters[0].device
-    if world > 1:  # static graph: at every step the same parameters are left without a gradient
-        loss = DistributedDataParallel(_Step(loss, parameters), static_graph=True)
+    if world > 1:  # at every step the same parameters are left without a gradient; one message costs less than several
+        options = {"static_graph": True, "gradient_as_bucket_view": True, "bucket_cap_mb": MESSAGE}
+        loss = DistributedDataParallel(_Step(loss, parameters), **options)
     while state.step < cfg.steps:
         state.learning_rate, state.loss = learning_rate(cfg, state.step), 0.0
         for part in range(cfg.accumulate):
