@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -42,7 +43,7 @@ def load_weights(run_id: str) -> dict[str, Tensor]:
         FileNotFoundError: as in :func:`weights_file`. ValueError: the file is damaged, naming it and what to do.
     """
     path = weights_file(run_id)
-    if path.parent == SHIPPED and (got := _digest(path)) != (expected := _sums().get(path.name)):
+    if path.parent == SHIPPED and (got := digest(path)) != (expected := _sums().get(path.name)):
         raise ValueError(f"{path.name}: got sha256 {got}, expected {expected} ({SUMS}); get it again: git checkout")
     try:
         return {name: tensor.float() for name, tensor in load_file(path).items()}
@@ -53,14 +54,41 @@ def load_weights(run_id: str) -> dict[str, Tensor]:
 
 def ship(run_id: str) -> Path:
     """Copy a run's weights into the package as fp16, and note their checksum; returns the file."""
-    tensors = {name: tensor.half().contiguous() for name, tensor in load_weights(run_id).items()}
     path = SHIPPED / f"{run_id}.safetensors"
-    with runs.atomic_path(path) as temporary:
-        save_file(tensors, temporary, {"run": run_id})
-    sums = {name: digest for name, digest in _sums().items() if (SHIPPED / name).exists()} | {path.name: _digest(path)}
+    write(load_weights(run_id), path, {"run": run_id})
+    sums = {name: sha for name, sha in _sums().items() if (SHIPPED / name).exists()} | {path.name: digest(path)}
     with runs.atomic_path(SHIPPED / SUMS) as temporary:
-        temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())), "utf-8")
+        temporary.write_text("".join(f"{sha}  {name}\n" for name, sha in sorted(sums.items())), "utf-8")
     return path
+
+
+def write(tensors: Mapping[str, Tensor], path: str | os.PathLike, note: dict[str, str]) -> None:
+    """Write tensors as fp16, atomically; ``note`` becomes the file's metadata."""
+    with runs.atomic_path(path) as temporary:
+        save_file({name: tensor.half().contiguous().cpu() for name, tensor in tensors.items()}, temporary, note)
+
+
+@torch.no_grad()
+def fill(parameters: Mapping[str, Tensor], path: str | os.PathLike) -> dict[str, str]:
+    """Copy a file's tensors into parameters of the same names; returns the file's metadata.
+
+    Raises:
+        ValueError: the file is damaged, lacks a parameter, or has one of another shape.
+    """
+    name = Path(path).name
+    try:
+        with safe_open(path, "pt") as file:
+            tensors, note = load_file(path), file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{name}: not a complete safetensors file ({error}); copy or make it again") from error
+    got = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    for key, parameter in parameters.items():
+        if got.get(key) != tuple(parameter.shape):
+            fix = "use the weights of the same stage and preset"
+            raise ValueError(f"{name}: {key}: got shape {got.get(key)}, expected {tuple(parameter.shape)}; {fix}")
+    for key, parameter in parameters.items():
+        parameter.copy_(tensors[key])
+    return note
 
 
 def _sums() -> dict[str, str]:
@@ -70,7 +98,8 @@ def _sums() -> dict[str, str]:
     return {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

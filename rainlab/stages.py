@@ -4,22 +4,26 @@
                      └────▶ distill2d ┴▶ distill3d
 
 `torchrun --nproc_per_node 8 -m rainlab.stages stage1 --preset paper` trains a stage on several processes; the notebook
-then finds the training done, evaluates and records it.
+then finds the training done, evaluates and records it. What an unfinished training has reached is written as a file of
+averaged weights by `--export FILE`, or by `--finish STEPS FILE` after a branch of so many more steps along which the
+rate falls to zero; `--warm FILE` begins a training with such a file where there is nothing to resume.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rainlab import checkpoint, data, distill, losses, runs, train
-from rainlab.config import PRESETS, Preset, StageConfig
+from rainlab.config import PRESETS, Preset, StageConfig, identity
 from rainlab.config import preset as make_preset
 from rainlab.model import RAIN, STAGES, start_guidance, to_signed
 
@@ -46,12 +50,12 @@ def describe(preset: Preset, stage: str, inputs_from: Preset | None = None) -> t
     """
     if stage not in STAGES:
         raise ValueError(f"stage: got {stage!r}, expected one of {STAGES}")
-    loop = asdict(stage_config(preset, stage))
+    loop = identity(stage_config(preset, stage))
     loop.pop("save_every")  # how often it is saved does not change the result
-    config = {"preset": preset.name, "train": loop, "autoencoder": asdict(preset.autoencoder)}
+    config = {"preset": preset.name, "train": loop, "autoencoder": identity(preset.autoencoder)}
     config |= {"data": data.clips_of(preset.data, "train").fingerprint(), "margin": preset.data.margin}
     if stage != "autoencoder":
-        config |= {"model": asdict(preset.model), "loss": asdict(preset.loss)}
+        config |= {"model": identity(preset.model), "loss": identity(preset.loss)}
     if stage in WINDOWED:
         stream = preset.stream
         config["stream"] = {"window": stream.window, "groups": stream.groups, "causal": stream.causal}
@@ -144,7 +148,7 @@ def training_set(
     split: str = "train",
 ) -> data.TrainingSet:
     """The clips of a split as a stage needs them: with latents for all but the autoencoder."""
-    clips, run = data.cached(data.clips_of(preset.data, split), preset.data.margin)
+    clips, run = data.cached(data.clips_of(preset.data, split), preset.data.margin, preset.data.facing)
     if stage == "autoencoder":
         return clips
     source = inputs_from or preset
@@ -159,20 +163,76 @@ def train_stage(
     device: str | torch.device = "cpu",
     each: Callable[[train.State], None] | None = None,
     inputs_from: Preset | None = None,
+    warm: Path | None = None,
 ) -> tuple[runs.Run, list[dict]]:
-    """Train a stage in its run, resuming; returns (run, history). The caller records results and finishes the run."""
+    """Train a stage in its run, resuming; returns (run, history). The caller records results and finishes the run.
+
+    ``warm``: a file of weights to begin with if there is no checkpoint to resume from; noted in the run's provenance.
+    """
     train.join_processes()
     run, cfg = open_stage(preset, stage, inputs_from), stage_config(preset, stage)
     if history := train.finished_history(run):
         return run, history
+    model, loss, state, clips = _begin(preset, stage, cfg, device, inputs_from)
+    if warm and not (run.path / train.CHECKPOINT).exists():
+        note = checkpoint.fill(state.parameters, warm) | {"sha256": checkpoint.digest(warm)}
+        for name, tensor in state.ema.items():
+            tensor.copy_(state.parameters[name])
+        if train.first_process():
+            run.note(warm={"file": Path(warm).name} | note)
+    frames = preset.stream.window if stage in WINDOWED else cfg.targets
+    extra = (lambda: _latent_scale(model, state, clips)) if stage == "autoencoder" else None
+    return run, train.fit(run, loss, state, clips, cfg, frames, stage in WINDOWED, each, extra)
+
+
+def _begin(
+    preset: Preset, stage: str, cfg: StageConfig, device: str | torch.device, inputs_from: Preset | None = None
+) -> tuple[RAIN, losses.Loss, train.State, data.TrainingSet]:
     clips = training_set(preset, stage, device, inputs_from)
     model, loss, ema = fresh(preset, stage, inputs_from, device)
     model.to(device)
     model.denoising_unet.checkpointing = model.reference_unet.checkpointing = cfg.checkpointing
-    state = train.start(model, model.trainable(stage), cfg, ema)
-    frames = preset.stream.window if stage in WINDOWED else cfg.targets
-    extra = (lambda: _latent_scale(model, state, clips)) if stage == "autoencoder" else None
-    return run, train.fit(run, loss, state, clips, cfg, frames, stage in WINDOWED, each, extra)
+    return model, loss, train.start(model, model.trainable(stage), cfg, ema), clips
+
+
+def export(preset: Preset, stage: str, path: Path) -> int:
+    """Write the averaged weights of the newest checkpoint of an unfinished training as fp16; returns its step.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+    """
+    file = open_stage(preset, stage).path / train.CHECKPOINT
+    if not file.exists():
+        raise FileNotFoundError(f"{stage} of preset {preset.name}: got no {file}, expected a training under way")
+    step, ema = train.averaged(file)
+    checkpoint.write(ema, path, {"stage": stage, "step": str(step), "preset": preset.name})
+    return step
+
+
+def finish_branch(
+    preset: Preset, stage: str, steps: int, path: Path, device: str | torch.device = "cpu"
+) -> list[dict]:
+    """Train ``steps`` more from the newest checkpoint, the rate falling to zero, and write that as :func:`export` does.
+
+    The training itself is left as it is and can go on: its rate stays high, which learns faster and ends worse.
+    Returns the branch's history.
+    """
+    file = open_stage(preset, stage).path / train.CHECKPOINT
+    done, _ = train.averaged(file)
+    ema = min(stage_config(preset, stage).ema, 1 - 10 / steps)  # an average no longer than a tenth of the branch
+    cfg = replace(stage_config(preset, stage), steps=done + steps, decay=steps / (done + steps), ema=ema)
+    train.join_processes()
+    _, loss, state, clips = _begin(preset, stage, cfg, device)
+    train.load_state(state, file)
+    frames, window = preset.stream.window if stage in WINDOWED else cfg.targets, stage in WINDOWED
+    history = []
+    for now in train.train(loss, state, clips, cfg, frames, window):
+        history.append({"step": now.step, "loss": now.loss, "learning_rate": now.learning_rate})
+    if train.first_process():
+        checkpoint.write(
+            state.ema, path, {"stage": stage, "step": str(state.step), "preset": preset.name, "decayed": str(steps)}
+        )
+    return history
 
 
 def record_history(run: runs.Run, history: list[dict]) -> None:
@@ -199,10 +259,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--preset", default="tiny", choices=sorted(PRESETS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="override single values: stage1.steps=30")
+    parser.add_argument("--warm", type=Path, metavar="FILE", help="begin with these weights where nothing is to resume")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="only write what an unfinished training has reached")
+    parser.add_argument("--finish", nargs=2, metavar=("STEPS", "FILE"), help="the same after a branch of falling rate")
     options = parser.parse_args(arguments)
-    run, history = train_stage(make_preset(options.preset), options.stage, options.device)
+    changes = {key: json.loads(value) for key, _, value in (word.partition("=") for word in options.set)}
+    preset, stage = make_preset(options.preset, changes), options.stage
+    if options.export:
+        print(f"{options.export}: {stage} after {export(preset, stage, options.export)} steps")
+        return
+    if options.finish:
+        history = finish_branch(preset, stage, int(options.finish[0]), Path(options.finish[1]), options.device)
+        done = options.finish[1]
+    else:
+        run, history = train_stage(preset, stage, options.device, warm=options.warm)
+        done = run.id
     if train.first_process():
-        print(f"{run.id}: {history[-1]['step']} steps, loss {history[-1]['loss']:.4f}")
+        print(f"{done}: {history[-1]['step']} steps, loss {history[-1]['loss']:.4f}")
 
 
 if __name__ == "__main__":
