@@ -194,7 +194,7 @@ _TINY_MODEL = ModelConfig(
     guider_widths=(8, 16, 32, 64),
     context="small",
 )
-_SMALL_MODEL = replace(_TINY_MODEL, channels=(64, 128), cross_attention_dim=128, heads=4)
+_SMALL_MODEL = replace(_TINY_MODEL, channels=(64, 128), cross_attention_dim=128)
 
 _MUON = StageConfig(optimizer="muon", bf16=True)
 
@@ -234,10 +234,10 @@ PRESETS: dict[str, Preset] = {
     "small": Preset(
         name="small",
         data=DataConfig(height=128, width=96, clips=3000, frames=17, margin=6, test_frames=48, facing=True),
-        autoencoder=AutoencoderConfig(factor=8, latent_channels=12, width=40),
+        autoencoder=AutoencoderConfig(factor=8, latent_channels=8, width=40),
         model=_SMALL_MODEL,
         loss=LossConfig(condition_dropout=0.03),  # enough for a null to guide by; more costs quality
-        train_autoencoder=replace(_MUON, steps=8000, batch=16, learning_rate=2e-3, decay=0.5, ema=0.99, save_every=200),
+        train_autoencoder=replace(_MUON, steps=5000, batch=16, learning_rate=2e-3, decay=0.5, ema=0.99, save_every=200),
         stage1=replace(_MUON, steps=60_000, batch=8, targets=4, learning_rate=2e-3, decay=0.1, save_every=250),
         stage2=replace(_MUON, steps=8000, batch=2, learning_rate=1e-3, decay=0.5),
         distill2d=StageConfig(steps=3000, batch=8, targets=4, learning_rate=1e-4, decay=0.5, ema=0.99),

@@ -25,6 +25,7 @@ from rainlab.model import to_signed
 from rainlab.vae import VAE
 
 FROM_THE_FRONT = 0.8  # share of the samples whose reference is the frame that faces the camera
+SAVED = 32  # clips rendered between two notes of how far it is: writing the arrays out takes longer the larger they are
 VERSION = 1  # raised when the arrays of the same clips would come out differently
 
 
@@ -187,7 +188,9 @@ def _fill(clips: Sequence[Clip], folder: Path, files: list[Path]) -> None:
             part = clips[begin : begin + TOGETHER]
             for i, clip in enumerate(part, begin):
                 arrays[0][i], arrays[1][i] = clip.frames, clip.condition
-            for array in arrays:
-                array.flush()
             bar.update(len(part))
-            runs.write_json(note, {"clips": begin + len(part)})
+            done = begin + len(part)
+            if done % SAVED == 0 or done == len(clips):
+                for array in arrays:
+                    array.flush()
+                runs.write_json(note, {"clips": done})

@@ -175,7 +175,7 @@ def train_stage(
         return run, history
     model, loss, state, clips = _begin(preset, stage, cfg, device, inputs_from)
     if warm and not (run.path / train.CHECKPOINT).exists():
-        note = checkpoint.fill(state.parameters, warm) | {"sha256": checkpoint.digest(warm)}
+        note = checkpoint.fill(state.parameters, warm) | {"sha256": checkpoint.digest(Path(warm))}
         for name, tensor in state.ema.items():
             tensor.copy_(state.parameters[name])
         if train.first_process():

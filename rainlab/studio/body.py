@@ -73,10 +73,10 @@ def render(identity_seeds, motion_seeds, frames=16, size=(64, 48), fps=12.0, sta
             "at least one frame, and fps > 0"
         )
     clip = torch.arange(len(who)).repeat_interleave(frames)
-    time = (start + torch.arange(frames, dtype=torch.float64) * (not still)) / fps
+    number = start + torch.arange(frames, dtype=torch.float64) * (not still)
     if pause is not None:
-        time = time + torch.as_tensor(pause)[:, None] * (torch.arange(frames) > 0) / fps
-    move = {name: angles.reshape(-1) for name, angles in movement(how, time, facing).items()}
+        number = number + torch.as_tensor(pause)[:, None] * (torch.arange(frames) > 0)
+    move = {name: angles.reshape(-1) for name, angles in movement(how, number / fps, facing).items()}
     measures, looks = people(who)
     body = {name: value[clip] for name, value in measures.items()}
     capsules, points, seen = stage(body, move)
