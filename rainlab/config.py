@@ -70,7 +70,7 @@ class DataConfig:
     test_clips: int = 64  # held-out clips, their identities never seen in training
     test_frames: int = 16  # driven frames per held-out clip
     test_gap: int = 24  # frames between the reference and the first driven one: in a stream the reference is old
-    facing: bool = False  # the studio's clips begin facing the camera; of a training clip that frame is only a reference
+    facing: bool = False  # studio clips begin facing the camera; in training that frame is a reference and no target
 
     @property
     def size(self) -> tuple[int, int]:

@@ -209,9 +209,7 @@ def export(preset: Preset, stage: str, path: Path) -> int:
     return step
 
 
-def finish_branch(
-    preset: Preset, stage: str, steps: int, path: Path, device: str | torch.device = "cpu"
-) -> list[dict]:
+def finish_branch(preset: Preset, stage: str, steps: int, path: Path, device: str | torch.device = "cpu") -> list[dict]:
     """Train ``steps`` more from the newest checkpoint, the rate falling to zero, and write that as :func:`export` does.
 
     The training itself is left as it is and can go on: its rate stays high, which learns faster and ends worse.
@@ -259,9 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--preset", default="tiny", choices=sorted(PRESETS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="override single values: stage1.steps=30")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="override values: stage1.steps=30")
     parser.add_argument("--warm", type=Path, metavar="FILE", help="begin with these weights where nothing is to resume")
-    parser.add_argument("--export", type=Path, metavar="FILE", help="only write what an unfinished training has reached")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="only write what a training has reached so far")
     parser.add_argument("--finish", nargs=2, metavar=("STEPS", "FILE"), help="the same after a branch of falling rate")
     options = parser.parse_args(arguments)
     changes = {key: json.loads(value) for key, _, value in (word.partition("=") for word in options.set)}

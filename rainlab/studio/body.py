@@ -50,7 +50,9 @@ def split_seeds(split, count, start=0):
     return 3 * torch.arange(start, start + count) + SPLITS.index(split)
 
 
-def render(identity_seeds, motion_seeds, frames=16, size=(64, 48), fps=12.0, start=0, still=False, facing=False, pause=None):
+def render(
+    identity_seeds, motion_seeds, frames=16, size=(64, 48), fps=12.0, start=0, still=False, facing=False, pause=None
+):
     """Render b clips, one for each pair of an identity seed (who) and a motion seed (how it moves).
 
     identity_seeds, motion_seeds: b integers each (sequence or tensor); size: (height, width), best as 4:3; fps: frames

@@ -44,7 +44,8 @@ def movement(seeds, time, facing=False):
         """A sine wave with a rate between slow and fast, in Hz."""
         return torch.sin(2 * math.pi * (draw(name + " rate", slow, fast) * time + draw(name + " phase")))
 
-    spin = draw("spin", 0.3, 1.2) * torch.sign(draw("spin way", -1, 1)) * (draw("spins") < (TURNING if facing else 0.45))
+    spins = draw("spins") < (TURNING if facing else 0.45)
+    spin = torch.where(spins, draw("spin", 0.3, 1.2) * torch.sign(draw("spin way", -1, 1)), 0.0)
     sway, swayed = draw("sway", 0.3, 1.1), swing("sway", 0.1, 0.4)
     if facing:
         swayed = swayed - torch.sin(2 * math.pi * draw("sway phase"))  # zero at time 0
