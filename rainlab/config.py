@@ -11,6 +11,20 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
 
+def added(default: Any) -> Any:
+    """A field that came after runs had been published: at its default it stays out of :func:`identity`."""
+    return field(default=default, metadata={"added": True})
+
+
+def identity(config: Any) -> dict[str, Any]:
+    """A configuration as a dict for the hash of a run: what was added since only where it is not at its default.
+
+    So a new field changes no id, as long as its default is what was done before there was one.
+    """
+    new = {f.name: f.default for f in fields(config) if f.metadata.get("added")}
+    return {key: value for key, value in asdict(config).items() if key not in new or value != new[key]}
+
+
 @dataclass(frozen=True)
 class UNetConfig:
     """Geometry of one UNet (:mod:`rainlab.method.unet`); the defaults are Stable Diffusion 1.5.
@@ -56,6 +70,7 @@ class DataConfig:
     test_clips: int = 64  # held-out clips, their identities never seen in training
     test_frames: int = 16  # driven frames per held-out clip
     test_gap: int = 24  # frames between the reference and the first driven one: in a stream the reference is old
+    facing: bool = False  # studio clips begin facing the camera; in training that frame is a reference and no target
 
     @property
     def size(self) -> tuple[int, int]:
@@ -120,6 +135,10 @@ class StageConfig:
     checkpointing: bool = False
     save_every: int = 250
     seed: int = 0
+    optimizer: str = added("adamw")  # or "muon": that on matrices, AdamW on the rest (:mod:`rainlab.training.optim`)
+    matrix_rate: float = added(0.01)  # Muon's learning rate at the height of the schedule
+    momentum: float = added(0.95)  # Muon's
+    bf16: bool = added(False)  # networks in bf16 on a processor that has it; GPUs always compute so
 
 
 @dataclass(frozen=True)
@@ -175,7 +194,9 @@ _TINY_MODEL = ModelConfig(
     guider_widths=(8, 16, 32, 64),
     context="small",
 )
-_SMALL_MODEL = replace(_TINY_MODEL, channels=(96, 160), cross_attention_dim=128, guider_widths=(16, 32, 64))
+_SMALL_MODEL = replace(_TINY_MODEL, channels=(64, 128), cross_attention_dim=128)
+
+_MUON = StageConfig(optimizer="muon", bf16=True)
 
 # UBC-Fashion (section 5.1); faces and style transfer differ in steps and ω (sections 5.2, 5.3, PAPER_TASKS)
 _PAPER = Preset(
@@ -212,12 +233,13 @@ PRESETS: dict[str, Preset] = {
     ),
     "small": Preset(
         name="small",
-        data=DataConfig(clips=6000, frames=32, test_frames=48),
-        autoencoder=AutoencoderConfig(latent_channels=8, width=64),
+        data=DataConfig(height=128, width=96, clips=3000, frames=17, margin=6, test_frames=48, facing=True),
+        autoencoder=AutoencoderConfig(factor=8, latent_channels=8, width=40),
         model=_SMALL_MODEL,
-        train_autoencoder=StageConfig(steps=20_000, batch=32, learning_rate=1e-3, decay=0.5),
-        stage1=StageConfig(steps=40_000, batch=8, targets=4, learning_rate=5e-4, warmup=500, decay=0.5, ema=0.9995),
-        stage2=StageConfig(steps=15_000, batch=2, learning_rate=5e-4, warmup=200, decay=0.5),
+        loss=LossConfig(condition_dropout=0.03),  # enough for a null to guide by; more costs quality
+        train_autoencoder=replace(_MUON, steps=5000, batch=16, learning_rate=2e-3, decay=0.5, ema=0.99, save_every=200),
+        stage1=replace(_MUON, steps=60_000, batch=8, targets=4, learning_rate=2e-3, decay=0.1, save_every=250),
+        stage2=replace(_MUON, steps=8000, batch=2, learning_rate=1e-3, decay=0.5),
         distill2d=StageConfig(steps=3000, batch=8, targets=4, learning_rate=1e-4, decay=0.5, ema=0.99),
         distill3d=StageConfig(steps=3000, batch=2, learning_rate=1e-4, decay=0.5, ema=0.99),
     ),

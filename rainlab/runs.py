@@ -110,13 +110,21 @@ class Run:
             f"rows of this metric: {hits or rows}; metrics here: {sorted({row['metric'] for row in self.metrics()})}"
         )
 
+    def note(self, **facts: Any) -> None:
+        """Keep what the config does not say but a reader should know (a warm start); `finish` adds it to provenance."""
+        write_json(self.path / "notes.json", self._notes() | facts)
+
+    def _notes(self) -> dict:
+        file = self.path / "notes.json"
+        return json.loads(file.read_text("utf-8")) if file.is_file() else {}
+
     def finish(self) -> "Run":
         """Write config, metrics and provenance. Raises FileExistsError if the run is finished already."""
         self._refuse_if_finished()
         write_json(self.path / "config.json", self._identity())
         write_json(self.path / "metrics.json", list(self._rows.values()))
         made = made_with(root(), time.perf_counter() - self._opened)
-        write_json(self.path / "provenance.json", made | {"run": self.id})
+        write_json(self.path / "provenance.json", self._notes() | made | {"run": self.id})
         return self
 
     def clear(self) -> "Run":

@@ -121,13 +121,15 @@ def test_fingerprints_tell_apart_what_differs(manifest, changed):
         StudioClips("test", 2, FRAMES, SIZE),
         StudioClips("train", 2, FRAMES, SIZE, start=2),
         StudioClips("train", 2, FRAMES, (32, 24)),
+        StudioClips("train", 2, FRAMES, SIZE, facing=True),
+        StudioClips("train", 2, FRAMES, SIZE, facing=True, pause=True),
         ManifestClips(manifest, "train", SIZE, FRAMES),
         ManifestClips(manifest, "train", SIZE, 5),
         ManifestClips(changed(stop=8), "train", SIZE, 5),
     ]
     texts = [json.dumps(clips.fingerprint(), sort_keys=True) for clips in prints]
     assert len(set(texts)) == len(texts)
-    assert ManifestClips(manifest, "train", SIZE, FRAMES).fingerprint() == prints[4].fingerprint()
+    assert ManifestClips(manifest, "train", SIZE, FRAMES).fingerprint() == prints[6].fingerprint()
 
 
 def test_a_manifest_s_fingerprint_changes_with_its_files_not_with_their_place(changed, manifest, tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from rainlab.config import PAPER_TASKS, PRESETS, UNetConfig, make_preset
+from rainlab.config import PAPER_TASKS, PRESETS, UNetConfig, identity, make_preset
 
 
 def test_paper_numbers():
@@ -23,6 +23,13 @@ def test_every_preset_makes_networks(name):
     p.model.unet(p.autoencoder.latent_channels, motion=True, guidance=True)
     assert p.name == name and p.stream.window <= min(p.model.motion_length, p.data.frames)
     assert 2 ** (len(p.model.guider_widths) - 1) == p.autoencoder.factor  # guider and autoencoder must meet
+
+
+def test_fields_added_later_change_no_identity():
+    old = identity(make_preset("tiny").stage1)
+    assert not {"optimizer", "matrix_rate", "momentum", "bf16"} & old.keys() and old["steps"] == 1300
+    changed = identity(make_preset("tiny", {"stage1.optimizer": "muon"}).stage1)
+    assert changed == old | {"optimizer": "muon"}
 
 
 def test_overrides():

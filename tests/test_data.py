@@ -48,6 +48,28 @@ def test_batches():
         clips.batch(0, 0, [0], 2, 8, False)
 
 
+def test_the_frame_that_faces_the_camera_is_the_reference():
+    config = micro.micro(data__clips=16)
+    clips = micro.training_set(config)
+    clips.facing = True
+    references, targets = [], []
+    for step in range(20):
+        batch = clips.batch(0, step, range(2), 2, 3, False)
+        windows = clips.batch(0, step, range(2), 2, 8, True)
+        for sample in range(2):
+            pictures, conditions = clips.take(clips.clip_at(0, step, sample, 2))
+            at = lambda x, arrays: int(np.flatnonzero((arrays == x.numpy()).all((1, 2, 3)))[0])  # noqa: E731
+            references.append(at(batch.reference[sample], pictures))
+            assert at(windows.reference[sample], pictures) in range(10)
+            chosen = [at(c, conditions) for c in batch.condition[sample]]
+            assert references[-1] == 0 or min(abs(i - references[-1]) for i in chosen) >= config.data.margin
+            targets += chosen + [at(c, conditions) for c in windows.condition[sample]]
+    assert 0.65 < np.mean(np.equal(references, 0)) < 0.95
+    assert set(targets) == set(range(1, 10))  # it is never a target
+    with pytest.raises(ValueError, match="clips of 10 frames: got 10 asked for"):
+        clips.batch(0, 0, range(2), 2, 10, True)
+
+
 class Breaks(list):
     """Clips that stop working half-way."""
 
@@ -77,7 +99,7 @@ def test_interrupted_arrays_go_on_and_are_made_once():
     with pytest.raises(KeyboardInterrupt):
         dataset.cached(Breaks(clips))
     done, run = dataset.cached(Counts(clips))
-    assert Counts.asked <= 20  # 56 were written down before the interruption
+    assert Counts.asked <= 40  # 32 were written down before the interruption
     assert run.finished and np.array_equal(done.pictures[0], frames) and np.array_equal(done.pictures[1], 255 - frames)
     Counts.asked = 0
     dataset.cached(Counts(clips))

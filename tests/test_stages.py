@@ -1,17 +1,20 @@
 """The chain of runs: ids, inputs, initialisation; every stage trains, saves and loads at micro size."""
 
 import hashlib
+import json
 
 import micro
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 
 import rainlab
 from rainlab import runs
-from rainlab.config import PRESETS, override
+from rainlab.config import PRESETS, make_preset, override
 from rainlab.method import checkpoint
 from rainlab.method.stream import Stream
-from rainlab.training import stages, weights
+from rainlab.training import loop, stages, weights
 from rainlab.training.parameters import dead_parameters, trainable
 
 CONFIG = micro.micro()
@@ -45,6 +48,12 @@ def test_ids_follow_what_determines_a_result():
     assert changed(stage2__steps=9) == changed(stream__causal=True) == {"stage2", "distill3d"}
     assert changed(distill2d__steps=9) == {"distill2d", "distill3d"}
     assert changed(stage1__save_every=7) == changed(stream__guidance=3.0) == changed(data__test_clips=1) == set()
+
+
+def test_ids_of_what_is_shipped_stay():
+    """A changed id would part the shipped weights from their preset: a new field needs `config.added`."""
+    shipped = {file.stem for file in weights.SHIPPED.glob("*.safetensors")}
+    assert {stages.run_id(make_preset("tiny"), stage) for stage in stages.STAGES} <= shipped
 
 
 def test_every_stage_is_recorded_and_loads(here):
@@ -101,6 +110,50 @@ def test_the_command_line_trains_a_stage_of_a_preset(here, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith(f"{stages.run_id(CONFIG, 'stage1')}: 4 steps, loss ")
     with pytest.raises(SystemExit):
         stages.main(["stage3"])
+
+
+def test_an_unfinished_training_is_exported_finished_and_continued(here, tmp_path, monkeypatch, capsys):
+    longer = override(CONFIG, {"stage1.steps": 6, "stage1.optimizer": "muon"})
+    monkeypatch.setitem(PRESETS, "micro", longer)
+    files = [str(tmp_path / f"{name}.safetensors") for name in ("reached", "finished")]
+    with pytest.raises(FileNotFoundError, match="stage1 of preset tiny: no state.safetensors in its run"):
+        stages.main(["stage1", "--preset", "micro", "--export", files[0]])
+
+    def kill(state):
+        if state.step == 5:  # saved at 4
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stages.train_stage(longer, "stage1", each=kill)
+    checkpoint_file = stages.Training(longer, "stage1").checkpoint
+    before = checkpoint_file.read_bytes()
+    stages.main(["stage1", "--preset", "micro", "--export", files[0]])
+    stages.main(["stage1", "--preset", "micro", "--finish", "3", files[1]])
+    assert capsys.readouterr().out.splitlines()[-1].startswith(f"{files[1]}: 7 steps")
+    assert checkpoint_file.read_bytes() == before  # the training itself is left alone
+    with safe_open(files[1], "pt") as file:
+        assert file.metadata() == {"stage": "stage1", "step": "7", "preset": longer.name, "decayed": "3"}
+    step, average = loop.averaged(checkpoint_file)
+    reached = load_file(files[0])
+    assert step == 4 and all(torch.equal(reached[n], tensor.half()) for n, tensor in average.items())
+    assert any(not torch.equal(tensor, reached[n]) for n, tensor in load_file(files[1]).items())
+
+    begun = {}
+    again = override(longer, {"stage1.seed": 1})
+    run, history = stages.train_stage(again, "stage1", warm=files[0], each=lambda s: begun or begun.update(
+        {name: (p.detach() - reached[name].float()).abs().max() for name, p in s.parameters.items()}))  # fmt: skip
+    assert begun and max(begun.values()) < 0.1 and len(history) == 6  # one step of warm-up away
+    warm = json.loads((run.finish().path / "provenance.json").read_text("utf-8"))["warm"]
+    assert warm["file"] == "reached.safetensors" and (warm["step"], warm["stage"]) == ("4", "stage1")
+    other = override(longer, {"stage1.seed": 2, "model.cross_attention_dim": 8})
+    with pytest.raises(ValueError, match=r"reached.safetensors: .*: got shape .*, expected .* same stage and preset"):
+        stages.train_stage(other, "stage1", warm=files[0])
+
+
+def test_single_values_are_set_on_the_command_line(here, monkeypatch, capsys):
+    monkeypatch.setitem(PRESETS, "micro", CONFIG)
+    stages.main(["stage1", "--preset", "micro", "--set", "stage1.steps=1", "model.channels=[32, 32]"])
+    assert ": 1 steps, loss" in capsys.readouterr().out
 
 
 def test_a_trial_starts_from_another_presets_stages(here):

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rainlab.data.studio import body
-from rainlab.data.studio.body import render, split_seeds
+from rainlab.data.studio.body import pauses, render, split_seeds
+from rainlab.data.studio.motion import movement
 from rainlab.data.studio.people import Lots
 from rainlab.data.studio.raster import GEOMETRY, NOTHING, cover, flow, place, shapes, surface, winner
 
@@ -116,6 +117,27 @@ def test_still_holds_the_pose():
     assert torch.equal(clips.frames[:, 0], render(SEEDS, SEEDS, frames=1, start=40).frames[:, 0])
     assert clips.flow.abs().max() < 1e-4
     assert clips.visible.all()
+
+
+def test_facing_motions_begin_in_front_and_mostly_stay_there():
+    seeds, time = split_seeds("train", 400), torch.arange(72).double() / 12
+    yaw = movement(seeds, time, facing=True)["yaw"].rad2deg()
+    assert yaw[:, 0].abs().max() < 40 and yaw[:, 0].abs().max() > 30
+    within = yaw.abs().amax(1) < 80
+    assert 0.7 < within.double().mean() < 0.8
+    long = movement(seeds[~within], torch.arange(600).double() / 12, facing=True)["yaw"]
+    assert (long.amax(1) - long.amin(1) > 2 * torch.pi).double().mean() > 0.9  # all the way round
+    shoulders = render(seeds[:20], seeds[:20], frames=1, facing=True).keypoints[:, 0, :, 0]
+    assert (shoulders[:, 5] > shoulders[:, 2]).all()
+
+
+def test_a_pause_leaves_out_what_follows_the_first_frame():
+    clips = render(SEEDS[:2], SEEDS[:2], frames=4, facing=True, pause=[5, 20])
+    whole = render(SEEDS[:2], SEEDS[:2], frames=24, facing=True)
+    for i, pause in enumerate((5, 20)):
+        assert torch.equal(clips.frames[i], whole.frames[i, [0, *range(1 + pause, 4 + pause)]])
+    drawn = pauses(torch.arange(500), 8, 56)
+    assert (drawn.min(), drawn.max()) == (8, 56)
 
 
 def test_keypoints_lie_on_the_body(clips):

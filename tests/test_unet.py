@@ -6,7 +6,7 @@ from einops import rearrange
 from goldens import BOUNDS, TINY, denoising_unet, filled, golden, keys, reference_unet, worst
 
 from rainlab.config import UNetConfig
-from rainlab.method.unet import Condition, MotionModule, ResnetBlock, SpatialTransformer, UNet
+from rainlab.method.unet import Condition, MotionModule, ResnetBlock, SpatialTransformer, UNet, attend
 
 
 @pytest.mark.parametrize(
@@ -165,3 +165,14 @@ def test_too_long_windows_and_wrong_use_are_refused():
         denoising_unet()(b["in/sample"].repeat(1, 3, 1, 1, 1), torch.zeros(1, 48, dtype=torch.long), b["in/clip"])
     with pytest.raises(ValueError, match="reference network"):
         reference_unet()(b["in/sample"], b["in/timesteps"], b["in/clip"])
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_in_bf16_is_attention(masked):
+    """On a processor it goes another way than in fp32."""
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(3, 2, n, 16, generator=generator) for n in (12, 20, 20))
+    mask = torch.rand(3, 1, 1, 20, generator=generator) > 0.3 if masked else None
+    ours = attend(*(x.bfloat16() for x in (q, k, v)), mask)
+    expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    assert ours.dtype == torch.bfloat16 and (ours.float() - expected).abs().max() < 0.02

@@ -26,6 +26,7 @@ from rainlab.files import atomic_path
 SPLITS = body.SPLITS
 PARTS = ("videos", "conditions", "masks")  # a data set's sub-folders with a NAME.mp4 per clip; masks may be missing
 STUDIO_LICENCE = "Apache-2.0"
+PAUSE = (8, 56)  # frames left out after the first of a clip with a pause: from, to (in all: six seconds at 12 a second)
 TOGETHER = 8  # clips asked for in one slice and rendered in one call: more gain nothing and need more memory
 
 
@@ -110,6 +111,10 @@ def write_manifest(path: str | Path, entries: Sequence[Entry]) -> Path:
 class StudioClips(Sequence[Clip]):
     """`count` clips of the studio, the split's characters number start … start+count-1, each with a motion of its own.
 
+    facing: motions that begin facing the camera and mostly stay so, so that frame 0 makes a good reference. pause: some
+    of the motion after frame 0, as much as a draw of PAUSE says, is left out: a short clip then holds a reference and
+    what is to be learned far from it.
+
     A clip is rendered when asked for: the same every time (see `studio.body.render`). A slice renders its clips
     together, at 64×48 pixels in half the time. Raises ValueError naming the argument that is wrong.
     """
@@ -122,12 +127,14 @@ class StudioClips(Sequence[Clip]):
         size: tuple[int, int] = (64, 48),
         fps: float = 12.0,
         start: int = 0,
+        facing: bool = False,
+        pause: bool = False,
     ):
         _check(split, frames, size, fps)
         if count < 1 or start < 0:
             raise ValueError(f"got count {count} and start {start}, expected count >= 1 and start >= 0; correct them")
         self.split, self.count, self.start = split, count, start
-        self.frames, self.size, self.fps = frames, tuple(size), fps
+        self.frames, self.size, self.fps, self.facing, self.pause = frames, tuple(size), fps, facing, pause
 
     def __len__(self) -> int:
         return self.count
@@ -148,7 +155,8 @@ class StudioClips(Sequence[Clip]):
 
     def _render(self, indices: Sequence[int]) -> list[Clip]:
         seeds = torch.cat([body.split_seeds(self.split, 1, self._number(index)) for index in indices])
-        bodies = body.render(seeds, seeds, self.frames, self.size, self.fps)
+        pause = body.pauses(seeds, *PAUSE) if self.pause else None
+        bodies = body.render(seeds, seeds, self.frames, self.size, self.fps, facing=self.facing, pause=pause)
         conditions = pose.draw(bodies.keypoints, self.size)
         return [
             Clip(
@@ -165,7 +173,9 @@ class StudioClips(Sequence[Clip]):
 
     def fingerprint(self) -> dict:
         """All that determines the clips, for the hash of a run."""
-        return {"source": "studio", "version": body.VERSION} | vars(self) | {"size": list(self.size)}
+        settings = vars(self) | {"size": list(self.size)}
+        settings = {key: value for key, value in settings.items() if value is not False}  # as before there were these
+        return {"source": "studio", "version": body.VERSION} | settings
 
 
 class ManifestClips(Sequence[Clip]):

@@ -25,6 +25,8 @@ from rainlab.files import atomic_path, write_json
 from rainlab.method.rain import to_signed
 from rainlab.method.vae import VAE
 
+FROM_THE_FRONT = 0.8  # share of the samples whose reference is the frame that faces the camera
+SAVED = 32  # clips rendered between two notes of how far it is: writing the arrays out takes longer the larger they are
 VERSION = 1  # raised when the arrays of the same clips would come out differently
 
 
@@ -69,7 +71,8 @@ def clips_of(cfg: DataConfig, split: str) -> Sequence[Clip]:
     held_out = (cfg.test_clips, cfg.test_gap + cfg.test_frames)
     count, frames = (cfg.clips, cfg.frames) if split == "train" else held_out
     if cfg.source == "studio":
-        return StudioClips(split, count, frames, cfg.size, cfg.fps)
+        pause = cfg.facing and split == "train"  # a test clip has its gap instead
+        return StudioClips(split, count, frames, cfg.size, cfg.fps, facing=cfg.facing, pause=pause)
     return ManifestClips(cfg.source, split, cfg.size, frames)
 
 
@@ -81,12 +84,19 @@ class TrainingSet:
         pictures: frames and conditions, uint8 ``(n, f, h, w, 3)`` each, if they are kept as arrays (:func:`cached`);
             otherwise clips are read when asked for.
         margin: least distance, in frames, of a scattered target from its reference.
+        facing: frame 0 of each clip faces the camera, a pause before the others: it is the reference of four samples
+            in five, and nothing else.
     """
 
     def __init__(
-        self, clips: Sequence[Clip], pictures: tuple[np.ndarray, np.ndarray] | None = None, margin: int = 1
+        self,
+        clips: Sequence[Clip],
+        pictures: tuple[np.ndarray, np.ndarray] | None = None,
+        margin: int = 1,
+        facing: bool = False,
     ):
         self.clips, self.pictures, self.latents, self.margin = clips, pictures, None, max(1, margin)
+        self.facing = facing
         self.count = len(clips)
         first = pictures[0][0] if pictures else clips[0].frames
         self.frames = len(first)
@@ -129,15 +139,18 @@ class TrainingSet:
         ``window=True`` takes neighbouring frames (stage 2), else scattered ones, all at least ``margin`` away from the
         reference (stage 1). ``size`` is the whole batch, ``samples`` the part of it that is wanted.
         """
+        begin = int(self.facing)  # the first frame that may be a target
         need = frames if window else frames + 2 * self.margin - 1  # wherever the reference stands
-        if need > self.frames:
+        if need > self.frames - begin:
             raise ValueError(f"clips of {self.frames} frames: got {need} asked for; use longer clips (data.frames)")
         parts = []
         for sample in samples:
             clip = self.clip_at(seed, step, sample, size)
             rng = np.random.default_rng([seed, 2, step, sample])
-            reference, first = int(rng.integers(self.frames)), int(rng.integers(self.frames - frames + 1))
-            far = np.flatnonzero(abs(np.arange(self.frames) - reference) >= self.margin)
+            reference, first = (begin + int(rng.integers(n - begin)) for n in (self.frames, self.frames - frames + 1))
+            far = begin + np.flatnonzero(abs(np.arange(begin, self.frames) - reference) >= self.margin)
+            if self.facing and rng.random() < FROM_THE_FRONT:
+                reference, far = 0, np.arange(1, self.frames)
             chosen = np.arange(first, first + frames) if window else np.sort(rng.permutation(far)[:frames])
             pictures, conditions = self.take(clip)
             latents = self.latents[clip] if self.latents is not None else np.zeros((self.frames, 0, 0, 0), np.float16)
@@ -147,7 +160,7 @@ class TrainingSet:
         return Batch(torch.from_numpy(picture), half(reference), half(latents), torch.from_numpy(condition))
 
 
-def cached(clips: Sequence[Clip], margin: int = 1) -> tuple[TrainingSet, runs.Run]:
+def cached(clips: Sequence[Clip], margin: int = 1, facing: bool = False) -> tuple[TrainingSet, runs.Run]:
     """Render or decode every clip once into memory-mapped arrays, in a run of its own that later calls reuse.
 
     An interrupted call continues where its last note says the arrays are filled to.
@@ -159,7 +172,7 @@ def cached(clips: Sequence[Clip], margin: int = 1) -> tuple[TrainingSet, runs.Ru
             _fill(clips, run.path, files)
             run.record("clips", len(clips))
             run.finish()
-    return TrainingSet(clips, tuple(np.load(file, mmap_mode="r") for file in files), margin), run
+    return TrainingSet(clips, tuple(np.load(file, mmap_mode="r") for file in files), margin, facing), run
 
 
 def _fill(clips: Sequence[Clip], folder: Path, files: list[Path]) -> None:
@@ -176,7 +189,9 @@ def _fill(clips: Sequence[Clip], folder: Path, files: list[Path]) -> None:
             part = clips[begin : begin + TOGETHER]
             for i, clip in enumerate(part, begin):
                 arrays[0][i], arrays[1][i] = clip.frames, clip.condition
-            for array in arrays:
-                array.flush()
             bar.update(len(part))
-            write_json(note, {"clips": begin + len(part)})
+            done = begin + len(part)
+            if done % SAVED == 0 or done == len(clips):
+                for array in arrays:
+                    array.flush()
+                write_json(note, {"clips": done})

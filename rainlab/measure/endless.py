@@ -33,7 +33,7 @@ def stretches(preset: Preset, character: int, frames: int) -> Iterator[tuple[np.
     who = body.split_seeds("test", 1, character)
     for number in range(frames // STRETCH):
         how = body.split_seeds("test", 1, number)
-        clip = body.render(who, how, STRETCH, preset.data.size, preset.data.fps)
+        clip = body.render(who, how, STRETCH, preset.data.size, preset.data.fps, facing=preset.data.facing)
         yield clip.frames[0].numpy(), pose.draw(clip.keypoints, preset.data.size)[0].numpy(), clip.mask[0].numpy()
 
 
@@ -56,6 +56,7 @@ def long_run(preset: Preset, frames: int = FRAMES, character: int = 0, record: b
         raise ValueError(f"frames: got {frames}, expected a positive multiple of {STRETCH}, the length of a stretch")
     config = {"preset": preset.name, "stream": asdict(preset.stream), "size": preset.data.size, "fps": preset.data.fps,
               "studio": body.VERSION, "frames": frames, "stretch": STRETCH, "character": character}  # fmt: skip
+    config |= {"facing": True} if preset.data.facing else {}
     inputs = {"model": stages.run_id(preset, "distill3d")}
     if not record:
         return runs.get(runs.run_id("endless", config, VERSION, inputs))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -31,6 +32,26 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
     except SafetensorError as error:
         name = Path(path).name
         raise ValueError(f"{name}: not a complete safetensors file ({error}); copy or download it again") from error
+
+
+@torch.no_grad()
+def fill(parameters: Mapping[str, Tensor], path: str | os.PathLike) -> dict[str, str]:
+    """Copy a file's tensors into parameters of the same names; returns the file's note.
+
+    Raises:
+        ValueError: the file is damaged, lacks a parameter, or has one of another shape.
+    """
+    tensors, note = read_tensors(path)
+    got = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+    for key, parameter in parameters.items():
+        if got.get(key) != tuple(parameter.shape):
+            fix = "use the weights of the same stage and preset"
+            raise ValueError(
+                f"{Path(path).name}: {key}: got shape {got.get(key)}, expected {tuple(parameter.shape)}; {fix}"
+            )
+    for key, parameter in parameters.items():
+        parameter.copy_(tensors[key])
+    return note
 
 
 def save_model(model: RAIN, path: str | os.PathLike) -> None:

@@ -63,8 +63,15 @@ class Attention(nn.Module):
             k = torch.cat([k, repeat(self.to_k(extra), "b m c -> (b f) m c", f=f)], dim=1)
             v = torch.cat([v, repeat(self.to_v(extra), "b m c -> (b f) m c", f=f)], dim=1)
         q, k, v = (rearrange(t, "b n (h d) -> b h n d", h=self.heads) for t in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
-        return self.to_out[0](rearrange(out, "b h n d -> b n (h d)"))
+        return self.to_out[0](rearrange(attend(q, k, v, mask), "b h n d -> b n (h d)"))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of ``(b, h, n, d)`` queries. In bf16 on a processor plain products take less than half the time."""
+    if q.device.type != "cpu" or q.dtype != torch.bfloat16 or (mask is not None and mask.dtype != torch.bool):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    scores = (q * q.shape[-1] ** -0.5) @ k.mT
+    return (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1).to(v.dtype) @ v
 
 
 class GEGLU(nn.Module):

@@ -27,7 +27,7 @@ from rainlab.config import StageConfig
 from rainlab.data.dataset import Batch, Draw, TrainingSet
 from rainlab.files import write_json
 from rainlab.method.checkpoint import write_tensors
-from rainlab.training import weights
+from rainlab.training import optim, weights
 from rainlab.training.losses import Loss
 
 CHECKPOINT = "state.safetensors"
@@ -77,13 +77,14 @@ def train(loss: Loss, state: State, data: TrainingSet, cfg: StageConfig, frames:
     if world > 1:  # at every step the same parameters are left without a gradient; one message costs less than several
         options = {"static_graph": True, "gradient_as_bucket_view": True, "bucket_cap_mb": MESSAGE}
         loss = DistributedDataParallel(_Step(loss, parameters), **options)
+    bf16 = device.type == "cuda" or (cfg.bf16 and optim.native_bf16(device))
     while state.step < cfg.steps:
         state.learning_rate, state.loss = learning_rate(cfg, state.step), 0.0
         for part in range(cfg.accumulate):
             first = (part * world + rank) * share
             samples = range(first, first + share)
             batch = data.batch(cfg.seed, state.step, samples, cfg.batch, frames, window).to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 value = loss(batch, Draw(cfg.seed, state.step, samples)) / cfg.accumulate
             value.backward()
             state.loss += _mean(value.detach())
@@ -91,7 +92,7 @@ def train(loss: Loss, state: State, data: TrainingSet, cfg: StageConfig, frames:
             raise FloatingPointError(f"loss is {state.loss} at step {state.step}: lower the learning rate")
         state.grad_norm = float(nn.utils.clip_grad_norm_(parameters, cfg.clip_norm))
         for group in state.optimizer.param_groups:
-            group["lr"] = state.learning_rate
+            group["lr"] = state.learning_rate * group.get("share", 1.0)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         with torch.no_grad():
@@ -132,9 +133,7 @@ def start(model: nn.Module, names: list[str], cfg: StageConfig, ema: dict[str, T
     if ema is None:
         ema = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     ema = {name: ema[name] for name in parameters}  # the same order: the update runs over both lists
-    values = list(parameters.values())
-    optimizer = torch.optim.AdamW(values, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
-    return State(parameters, ema, optimizer)
+    return State(parameters, ema, optim.build(parameters, cfg))
 
 
 def save_state(state: State, path: os.PathLike) -> None:
@@ -166,6 +165,13 @@ def load_state(state: State, path: os.PathLike) -> None:
         if values:
             state.optimizer.state[state.parameters[name]] = values
     state.step, state.history, state.pending = (json.loads(note[key]) for key in ("step", "history", "pending"))
+
+
+def averaged(path: os.PathLike) -> tuple[int, dict[str, Tensor]]:
+    """(steps done, averaged weights by name) of a file of :func:`save_state`."""
+    with safe_open(path, "pt") as file:
+        names = [key for key in file.keys() if key.startswith("ema/")]  # noqa: SIM118 — safe_open is no mapping
+        return int(file.metadata()["step"]), {name.removeprefix("ema/"): file.get_tensor(name) for name in names}
 
 
 def fit(

@@ -4,15 +4,19 @@
                      └────▶ distill2d ┴▶ distill3d
 
 `torchrun --nproc_per_node 8 -m rainlab.training.stages stage1 --preset paper` trains a stage on several processes; the
-notebook then finds the training done, evaluates and records it.
+notebook then finds the training done, evaluates and records it. `--export FILE` writes what an unfinished training has
+reached, averaged weights; `--finish STEPS FILE` does after a branch of some more steps along which the rate falls to
+zero; `--warm FILE` begins a training with such a file where there is nothing to resume.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,12 +24,13 @@ import torch
 from torch import Tensor
 
 from rainlab import runs
-from rainlab.config import PRESETS, Preset, StageConfig, make_preset
+from rainlab.config import PRESETS, Preset, StageConfig, identity, make_preset
 from rainlab.data import dataset
+from rainlab.method.checkpoint import fill
 from rainlab.method.rain import RAIN, start_guidance, to_signed
 from rainlab.training import distill, loop, losses
 from rainlab.training.parameters import STAGES, check_stage, trainable
-from rainlab.training.weights import weights_of
+from rainlab.training.weights import digest, weights_of, write_half
 
 VERSIONS = {"autoencoder": 2, "stage1": 2, "stage2": 2, "distill2d": 2, "distill3d": 2}  # raised when results change
 INPUTS = {
@@ -68,12 +73,12 @@ class Training:
 
     def describe(self) -> tuple[dict, dict[str, str]]:
         """(config, inputs) that determine the result, for :func:`rainlab.runs.open_run`."""
-        preset, loop = self.preset, asdict(self.loop)
+        preset, loop = self.preset, identity(self.loop)
         loop.pop("save_every")  # how often it is saved does not change the result
-        config = {"preset": preset.name, "train": loop, "autoencoder": asdict(preset.autoencoder)}
+        config = {"preset": preset.name, "train": loop, "autoencoder": identity(preset.autoencoder)}
         config |= {"data": dataset.clips_of(preset.data, "train").fingerprint(), "margin": preset.data.margin}
         if self.stage != "autoencoder":
-            config |= {"model": asdict(preset.model), "loss": asdict(preset.loss)}
+            config |= {"model": identity(preset.model), "loss": identity(preset.loss)}
         if self.stage in WINDOWED:
             stream = preset.stream
             config["stream"] = {"window": stream.window, "groups": stream.groups, "causal": stream.causal}
@@ -91,10 +96,21 @@ class Training:
         _fill(model, self.source, _chain(self.stage)[:-1])
         return STARTS[self.stage](self, model, device)
 
+    @property
+    def sampling(self) -> tuple[int, bool]:
+        """How a sample is drawn: (frames, whether they are neighbours), for :meth:`dataset.TrainingSet.batch`."""
+        windowed = self.stage in WINDOWED
+        return (self.preset.stream.window if windowed else self.loop.targets), windowed
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where its unfinished training is saved."""
+        return self.open().path / loop.CHECKPOINT
+
     def data(self, device: str | torch.device = "cpu", split: str = "train") -> dataset.TrainingSet:
         """The clips of a split as the stage needs them: with latents for all but the autoencoder."""
         cfg = self.preset.data
-        clips, run = dataset.cached(dataset.clips_of(cfg, split), cfg.margin)
+        clips, run = dataset.cached(dataset.clips_of(cfg, split), cfg.margin, cfg.facing)
         if self.stage == "autoencoder":
             return clips
         autoencoder = trained(self.source, "autoencoder", device).autoencoder
@@ -203,25 +219,75 @@ def train_stage(
     device: str | torch.device = "cpu",
     each: Callable[[loop.State], None] | None = None,
     inputs_from: Preset | None = None,
+    warm: Path | None = None,
 ) -> tuple[runs.Run, list[dict]]:
     """Train a stage in its run, resuming; returns (run, history). The caller records results and finishes the run.
 
     Args:
         each: called after every step. inputs_from: the preset whose finished stages it starts from, if another.
+        warm: a file of weights to begin with if there is no checkpoint to resume from; noted in the run's provenance.
     """
     loop.join_processes()
-    training = Training(preset, stage, inputs_from)
-    run, cfg = training.open(), training.loop
+    training = Training(preset, stage, inputs_from or preset)
+    run = training.open()
     if history := loop.finished_history(run):
         return run, history
+    model, loss, state, clips = _begin(training, training.loop, device)
+    if warm and not training.checkpoint.exists():
+        note = fill(state.parameters, warm) | {"sha256": digest(Path(warm))}
+        for name, tensor in state.ema.items():
+            tensor.copy_(state.parameters[name])
+        if loop.first_process():
+            run.note(warm={"file": Path(warm).name} | note)
+    extra = (lambda: _latent_scale(model, state, clips)) if stage == "autoencoder" else None
+    return run, loop.fit(run, loss, state, clips, training.loop, *training.sampling, each, extra)
+
+
+def _begin(
+    training: Training, cfg: StageConfig, device: str | torch.device
+) -> tuple[RAIN, losses.Loss, loop.State, dataset.TrainingSet]:
+    """Networks on the device, loss, fresh state and clips of a training; ``cfg``: its loop's numbers, or others."""
     clips = training.data(device)
     model, loss, average = training.start(device)
     model.to(device)
     model.denoising_unet.checkpointing = model.reference_unet.checkpointing = cfg.checkpointing
-    state = loop.start(model, trainable(model, stage), cfg, average)
-    frames = preset.stream.window if stage in WINDOWED else cfg.targets
-    extra = (lambda: _latent_scale(model, state, clips)) if stage == "autoencoder" else None
-    return run, loop.fit(run, loss, state, clips, cfg, frames, stage in WINDOWED, each, extra)
+    return model, loss, loop.start(model, trainable(model, training.stage), cfg, average), clips
+
+
+def export(preset: Preset, stage: str, path: Path) -> int:
+    """Write the averaged weights of the newest checkpoint of an unfinished training as fp16; returns its step.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+    """
+    file = Training(preset, stage).checkpoint
+    if not file.exists():
+        raise FileNotFoundError(f"{stage} of preset {preset.name}: no {file.name} in its run; train it first")
+    step, ema = loop.averaged(file)
+    write_half(path, ema, {"stage": stage, "step": str(step), "preset": preset.name})
+    return step
+
+
+def finish_branch(preset: Preset, stage: str, steps: int, path: Path, device: str | torch.device = "cpu") -> list[dict]:
+    """Train ``steps`` more from the newest checkpoint, the rate falling to zero, and write that as :func:`export` does.
+
+    The training itself is left as it is and can go on: its rate stays high, which learns faster and ends worse.
+    Returns the branch's history.
+    """
+    loop.join_processes()
+    training = Training(preset, stage)
+    done, _ = loop.averaged(training.checkpoint)
+    average = min(training.loop.ema, 1 - 10 / steps)  # an average no longer than a tenth of the branch
+    cfg = replace(training.loop, steps=done + steps, decay=steps / (done + steps), ema=average)
+    _, loss, state, clips = _begin(training, cfg, device)
+    loop.load_state(state, training.checkpoint)
+    history = []
+    for now in loop.train(loss, state, clips, cfg, *training.sampling):
+        history.append({"step": now.step, "loss": now.loss, "learning_rate": now.learning_rate})
+    if loop.first_process():
+        note = {"stage": stage, "step": str(state.step), "preset": preset.name, "decayed": str(steps)}
+        write_half(path, state.ema, note)
+    return history
 
 
 def record_history(run: runs.Run, history: list[dict]) -> None:
@@ -248,10 +314,24 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--preset", default="tiny", choices=sorted(PRESETS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="override values: stage1.steps=30")
+    parser.add_argument("--warm", type=Path, metavar="FILE", help="begin with these weights where nothing is to resume")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="only write what a training has reached so far")
+    parser.add_argument("--finish", nargs=2, metavar=("STEPS", "FILE"), help="the same after a branch of falling rate")
     options = parser.parse_args(arguments)
-    run, history = train_stage(make_preset(options.preset), options.stage, options.device)
+    changes = {key: json.loads(value) for key, _, value in (word.partition("=") for word in options.set)}
+    preset, stage = make_preset(options.preset, changes), options.stage
+    if options.export:
+        print(f"{options.export}: {stage} after {export(preset, stage, options.export)} steps")
+        return
+    if options.finish:
+        history = finish_branch(preset, stage, int(options.finish[0]), Path(options.finish[1]), options.device)
+        done = options.finish[1]
+    else:
+        run, history = train_stage(preset, stage, options.device, warm=options.warm)
+        done = run.id
     if loop.first_process():
-        print(f"{run.id}: {history[-1]['step']} steps, loss {history[-1]['loss']:.4f}")
+        print(f"{done}: {history[-1]['step']} steps, loss {history[-1]['loss']:.4f}")
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ def weights_of(run_id: str) -> dict[str, Tensor]:
         FileNotFoundError: as in :func:`weights_file`. ValueError: the file is damaged, naming it and what to do.
     """
     path = weights_file(run_id)
-    if path.parent == SHIPPED and (got := _digest(path)) != (expected := _sums().get(path.name)):
+    if path.parent == SHIPPED and (got := digest(path)) != (expected := _sums().get(path.name)):
         raise ValueError(f"{path.name}: got sha256 {got}, expected {expected} ({SUMS}); get it again: git checkout")
     try:
         return {name: tensor.float() for name, tensor in read_tensors(path)[0].items()}
@@ -49,11 +49,16 @@ def weights_of(run_id: str) -> dict[str, Tensor]:
 def ship(run_id: str) -> Path:
     """Copy a run's weights into the package as fp16, and note their checksum; returns the file."""
     path = SHIPPED / f"{run_id}.safetensors"
-    write_tensors(path, {name: tensor.half() for name, tensor in weights_of(run_id).items()}, {"run": run_id})
-    sums = {name: digest for name, digest in _sums().items() if (SHIPPED / name).exists()} | {path.name: _digest(path)}
+    write_half(path, weights_of(run_id), {"run": run_id})
+    sums = {name: sha for name, sha in _sums().items() if (SHIPPED / name).exists()} | {path.name: digest(path)}
     with atomic_path(SHIPPED / SUMS) as temporary:
-        temporary.write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())), "utf-8")
+        temporary.write_text("".join(f"{sha}  {name}\n" for name, sha in sorted(sums.items())), "utf-8")
     return path
+
+
+def write_half(path: Path, tensors: dict[str, Tensor], note: dict[str, str]) -> None:
+    """Write tensors as fp16 with a note, atomically."""
+    write_tensors(path, {name: tensor.half() for name, tensor in tensors.items()}, note)
 
 
 def _sums() -> dict[str, str]:
@@ -63,6 +68,7 @@ def _sums() -> dict[str, str]:
     return {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
 
 
-def _digest(path: Path) -> str:
+def digest(path: Path) -> str:
+    """sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

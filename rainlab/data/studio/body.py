@@ -9,7 +9,7 @@ import torch
 
 from rainlab.data.studio.motion import GROUND, movement, stage
 from rainlab.data.studio.paint import picture
-from rainlab.data.studio.people import people
+from rainlab.data.studio.people import Lots, people
 from rainlab.data.studio.raster import NOTHING, cover, flow, shapes, winner
 
 VERSION = 1  # raised when the same seeds give other bytes
@@ -50,12 +50,15 @@ def split_seeds(split, count, start=0):
     return 3 * torch.arange(start, start + count) + SPLITS.index(split)
 
 
-def render(identity_seeds, motion_seeds, frames=16, size=(64, 48), fps=12.0, start=0, still=False):
+def render(
+    identity_seeds, motion_seeds, frames=16, size=(64, 48), fps=12.0, start=0, still=False, facing=False, pause=None
+):
     """Render b clips, one for each pair of an identity seed (who) and a motion seed (how it moves).
 
     identity_seeds, motion_seeds: b integers each (sequence or tensor); size: (height, width), best as 4:3; fps: frames
     per second; start: number of the first frame in the endless motion, so that later calls continue earlier ones
-    without a seam; still: hold the pose of frame `start` in all frames.
+    without a seam; still: hold the pose of frame `start` in all frames; facing: motions that begin facing the camera
+    (see `motion.movement`); pause: b whole numbers, how many frames of its motion a clip leaves out after its first.
 
     Returns BodyClips. On one machine the same seeds give the same bytes whatever else is in the batch and wherever the
     motion is cut; on another one the same frames to one grey level in 99.9 % of the values (between torch's AVX-512,
@@ -72,8 +75,10 @@ def render(identity_seeds, motion_seeds, frames=16, size=(64, 48), fps=12.0, sta
             "at least one frame, and fps > 0"
         )
     clip = torch.arange(len(who)).repeat_interleave(frames)
-    time = (start + torch.arange(frames, dtype=torch.float64) * (not still)) / fps
-    move = {name: angles.reshape(-1) for name, angles in movement(how, time).items()}
+    number = start + torch.arange(frames, dtype=torch.float64) * (not still)
+    if pause is not None:
+        number = number + torch.as_tensor(pause)[:, None] * (torch.arange(frames) > 0)
+    move = {name: angles.reshape(-1) for name, angles in movement(how, number / fps, facing).items()}
     measures, looks = people(who)
     body = {name: value[clip] for name, value in measures.items()}
     capsules, points, seen = stage(body, move)
@@ -110,6 +115,11 @@ def render(identity_seeds, motion_seeds, frames=16, size=(64, 48), fps=12.0, sta
         flow=motion.view(len(who), frames - 1, height, width, 2),
         visible=visible.view(len(who), frames - 1, height, width),
     )
+
+
+def pauses(motion_seeds, low, high):
+    """How many frames each motion's clip leaves out after its first, between low and high: int64 (b,)."""
+    return Lots(motion_seeds)("pause", low, high + 1).long()
 
 
 def _keypoints(points, seen, size):

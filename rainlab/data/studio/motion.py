@@ -22,13 +22,18 @@ JOINTS = tuple(
 )  # OpenPose's order
 # A detector drops what the head hides: these are seen while they lie this far (in head radii) before its centre.
 HIDDEN_BEHIND = {"nose": -0.1, "eye_r": 0.0, "eye_l": 0.0, "ear_r": -0.35, "ear_l": -0.35}
+FACING = math.radians(40)  # a motion that faces the camera begins within this of it,
+LIMIT = math.radians(80)  # and stays within this, but for the share that turns all the way round
+TURNING = 0.25
 TURNS_WITH_HEAD = {"head", "ear_r", "ear_l", *HEADWEAR}
 
 
-def movement(seeds, time):
+def movement(seeds, time, facing=False):
     """Angles in radians, and shifts in units of length, of b endless motions.
 
-    seeds int64 (b,), time float64 (f,) in seconds; returns a dict of float64 (b, f).
+    seeds int64 (b,), time float64 (f,) or (b, f) in seconds; facing: the body begins (time 0) facing the camera within
+    FACING, and stays within LIMIT of it in all but a quarter of the motions, which turn all the way round.
+    Returns a dict of float64 (b, f).
     """
     lots = Lots(seeds)
 
@@ -39,12 +44,20 @@ def movement(seeds, time):
         """A sine wave with a rate between slow and fast, in Hz."""
         return torch.sin(2 * math.pi * (draw(name + " rate", slow, fast) * time + draw(name + " phase")))
 
-    spin = torch.where(draw("spins") < 0.45, draw("spin", 0.3, 1.2) * torch.sign(draw("spin way", -1, 1)), 0.0)
+    spins = draw("spins") < (TURNING if facing else 0.45)
+    spin = torch.where(spins, draw("spin", 0.3, 1.2) * torch.sign(draw("spin way", -1, 1)), 0.0)
+    sway, swayed = draw("sway", 0.3, 1.1), swing("sway", 0.1, 0.4)
+    if facing:
+        swayed = swayed - torch.sin(2 * math.pi * draw("sway phase"))  # zero at time 0
+        yaw = FACING * draw("yaw", -1.0, 1.0) + sway * swayed
+        yaw = torch.where(spin != 0, yaw + spin * time, LIMIT * torch.tanh(yaw / LIMIT))
+    else:
+        yaw = draw("yaw", -1.0, 1.0) + spin * time + sway * swayed
     stride = draw("stride", 0.1, 0.75) * (draw("walks") < 0.8)
     pace = 2 * math.pi * (draw("pace", 0.5, 1.1) * time + draw("pace phase"))
     arms = stride * draw("arm swing", 0.4, 1.1)
     move = {
-        "yaw": draw("yaw", -1.0, 1.0) + spin * time + draw("sway", 0.3, 1.1) * swing("sway", 0.1, 0.4),
+        "yaw": yaw,
         "x": draw("x", -0.08, 0.08) + draw("drift", 0.02, 0.14) * swing("drift", 0.06, 0.25),
         "lean": draw("lean", 0.0, 0.13) * swing("lean", 0.1, 0.5),
         "tilt": draw("tilt", 0.0, 0.22) * swing("tilt", 0.1, 0.5),
@@ -59,7 +72,7 @@ def movement(seeds, time):
         move["raise" + side] = draw("hang" + side, 0.12, 0.4) + raises * (1 + swing("raise" + side, 0.15, 0.5))
         move["elbow" + side] = draw("crook" + side, 0.1, 0.7) + bends * (1 + swing("bend" + side, 0.2, 0.8))
         move["bent up" + side] = draw("bent up" + side)
-    return {name: angle.expand(len(seeds), len(time)) for name, angle in move.items()}
+    return {name: angle.expand(len(seeds), time.shape[-1]) for name, angle in move.items()}
 
 
 def stage(body, move):
