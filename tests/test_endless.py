@@ -4,7 +4,7 @@ import micro
 import numpy as np
 import pytest
 
-from rainlab.measure import endless
+from rainlab.measure import endless, metrics
 from rainlab.method.stream import Stream
 from rainlab.training import stages
 
@@ -27,6 +27,12 @@ def test_an_endless_stream_is_compared_with_its_truth(monkeypatch, tmp_path):
     stream = Stream(stages.trained(CONFIG, "distill3d"), 8, 4)
     stream.reference(driven[0][0][0])
     frames = [frame for _, condition, _ in driven for frame in stream.push(list(condition))] + stream.flush()
+    truth, mask = (np.concatenate([parts[i] for parts in driven]) for i in (0, 2))
+    start = 0
+    for row in rows:
+        cut = slice(start, start := start + row["n"])
+        expected = metrics.psnr(np.stack(frames[cut])[None], truth[None, cut], mask[None, cut])
+        assert row["value"] == pytest.approx(expected.item(), rel=1e-4)
     strip = np.load(run.path / "strip.npy")
     assert len(strip) == 3 and np.array_equal(strip[-1], frames[-1])
     assert endless.long_run(CONFIG, 48).id == run.id

@@ -82,9 +82,61 @@ def test_dropout_drops_token_and_bank_of_a_sample_but_never_the_pose():
         assert torch.equal(seen["pose"], batch.condition.movedim(-1, 2) / 255)
 
 
-def test_validation_sees_every_clip_and_the_same_draws():
-    model, _ = networks()
-    data = micro.training_set(CONFIG)
-    per_sample = losses.sample_losses(model, CONFIG, losses.uniform_times, dropout=0.0)
-    one, two = (evaluate.held_out_loss(per_sample, data, 3, False, repeats=2) for _ in range(2))
-    assert torch.equal(one, two) and one.shape == (4,) and (one > 0).all() and len(set(one.tolist())) == 4
+def test_a_tenth_of_the_references_is_dropped_unless_told_otherwise():
+    model, batch = networks()
+    many = micro.Batch(*(tensor[:1].expand(200, *tensor.shape[1:]) for tensor in vars(batch).values()))
+    model.look = lambda pictures, latents: ({}, torch.ones(200, 1, 16))
+    model.pose_guider.forward = lambda condition: None
+    seen = {}
+
+    def look(x, *args, reference_keep=None, **options):
+        seen["keep"] = reference_keep
+        return torch.zeros_like(x)
+
+    model.denoising_unet.forward = look
+    losses.denoising_loss(model, CONFIG, losses.uniform_times)(many, Draw(0, 0, range(200)))
+    assert CONFIG.loss.condition_dropout == 0.1 and 8 <= (~seen["keep"]).sum() <= 35
+
+
+def test_the_denoising_network_sees_the_reference_through_token_and_bank_and_the_frames_causally():
+    config = micro.micro(stream__causal=True)
+    model, batch = micro.model(config, guidance=False), micro.training_set(config).batch(0, 0, range(2), 2, 8, True)
+    seen = {}
+
+    def look(x, t, context, pose, guidance, bank, temporal_mask=None, reference_keep=None):
+        seen.update(context=context, bank=bank, mask=temporal_mask)
+        return torch.zeros_like(x)
+
+    model.denoising_unet.forward = look
+    losses.sample_losses(model, config, losses.staircase_times, dropout=0.0)(batch, Draw(0, 0, range(2)))
+    context = model.context_encoder(batch.reference.movedim(-1, 1) / 127.5 - 1)
+    bank = model.reference_unet.bank(batch.reference_latents, context)
+    assert worst(seen["context"], context) < 1e-6 and seen["bank"].keys() == bank.keys()
+    assert max(worst(seen["bank"][name], bank[name]) for name in bank) < 1e-5
+    assert torch.equal(seen["mask"], torch.ones(8, 8).tril().bool())
+
+
+def test_stage_one_has_a_gradient_for_all_of_its_networks():
+    model, batch = networks()
+    losses.denoising_loss(model, CONFIG, losses.uniform_times)(batch, Draw(0, 0, range(2))).backward()
+    trained = (model.reference_unet, model.context_encoder, model.pose_guider, model.denoising_unet)
+    assert all(any(p.grad is not None and p.grad.any() for p in network.parameters()) for network in trained)
+
+
+def test_the_autoencoders_loss_is_squared_and_a_tenth_of_absolute_error():
+    model, batch = networks()
+    pictures = batch.reference.movedim(-1, 1) / 127.5 - 1
+    error = (model.autoencoder.decode(model.autoencoder.encode(pictures)) - pictures).double()
+    expected = (error**2).mean() + 0.1 * error.abs().mean()
+    assert losses.autoencoder_loss(model)(batch, None).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_held_out_loss_is_the_mean_over_draws_clip_by_clip():
+    data = micro.training_set(micro.micro(data__clips=6))
+    per_sample = lambda batch, draw: batch.latents[:, 0, 0, 0, 0] + draw.uniform()  # noqa: E731 - which clip, which draw
+    expected = torch.zeros(6)
+    for repeat in range(2):
+        for sample in range(6):
+            alone = per_sample(data.batch(0, repeat, [sample], 6, 3, False), Draw(0, repeat, [sample]))
+            expected[data.clip_at(0, repeat, sample, 6)] += alone.item() / 2
+    assert worst(evaluate.held_out_loss(per_sample, data, 3, False, repeats=2), expected) < 1e-5

@@ -4,9 +4,11 @@ import micro
 import numpy as np
 import pytest
 import torch
+from goldens import worst
 
 from rainlab.method import sampling
 from rainlab.method.stream import Stream
+from rainlab.method.unet import TemporalAttention
 from rainlab.training import losses
 
 
@@ -21,8 +23,24 @@ def test_many_clips_stream_some_side_by_side(monkeypatch):
     model = micro.model()
     reference, condition = micro.pictures(2, seed=9), micro.pictures(2, 6)
     frames = sampling.stream(model, reference, condition)
-    first = sampling.stream(model, reference[:1], condition[:1])
-    assert frames.shape == condition.shape and np.array_equal(frames[:1], first)
+    alone = [sampling.stream(model, reference[i : i + 1], condition[i : i + 1]) for i in range(2)]
+    assert frames.shape == condition.shape and np.array_equal(frames, np.concatenate(alone))
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+def test_the_networks_are_shown_pictures_in_the_range_they_were_trained_on(streamed):
+    picture, conditions = micro.pictures(seed=9), micro.pictures(2)
+    model, seen = micro.model(guidance=streamed), {}
+    model.context_encoder.register_forward_pre_hook(lambda _, inputs: seen.update(reference=inputs[0]))
+    model.pose_guider.register_forward_pre_hook(lambda _, inputs: seen.update(pose=inputs[0]))
+    if streamed:
+        stream = Stream(model, 8, 4)
+        stream.reference(picture)
+        stream.push(list(conditions))
+    else:
+        sampling.sample(model, picture[None], conditions[None], steps=1)
+    assert worst(seen["reference"], torch.from_numpy(picture).movedim(-1, 0)[None] / 127.5 - 1) < 1e-6
+    assert worst(seen["pose"], torch.from_numpy(conditions).movedim(-1, 1)[None] / 255) < 1e-6
 
 
 def test_ddim_samples_all_frames_together_unless_causal():
@@ -56,6 +74,11 @@ def test_the_film_of_a_window_fills_from_the_noisy_end():
     filled = (film != 255).any((2, 3, 4))
     assert np.array_equal(filled, np.arange(6)[:, None] + np.arange(4) >= 3)  # a group more each tick
     assert np.array_equal(film[3:, 0], made[1].push(list(conditions))[::2])
+    latents, times = made[0].contents
+    for group in (1, 2, 3):
+        noisy = latents[:, times.tolist().index(250 * group)]
+        picture = made[0].model.autoencoder.decode(noisy)[0].clamp(-1, 1).movedim(0, -1) * 127.5 + 127.5
+        assert np.abs(film[-1, group] - picture.numpy()).max() < 1
 
 
 @pytest.mark.parametrize("groups", [3, 16])
@@ -65,6 +88,16 @@ def test_every_group_has_its_column_also_where_p_does_not_divide_the_time(groups
     film = sampling.window_film(stream, micro.pictures(2 * groups))
     filled = (film != 255).any((2, 3, 4))
     assert np.array_equal(filled, np.arange(2 * groups)[:, None] + np.arange(groups) >= groups - 1)
+
+
+def test_attention_weights_are_those_of_the_layer():
+    torch.manual_seed(0)
+    layer, x = TemporalAttention(32, 4, 16), torch.randn(3, 8, 32)
+    with torch.no_grad():
+        values = layer.to_v(x + layer.pos_encoder.pe[:, :8]).unflatten(2, (4, 8)).transpose(1, 2)
+        for mask in (None, losses.causal_mask(8)):
+            weighted = (layer.weights(x, mask) @ values).transpose(1, 2).flatten(2)
+            assert worst(layer.to_out[0](weighted), layer(x, mask)) < 1e-5
 
 
 def test_attention_over_time_is_a_distribution_and_obeys_the_mask():

@@ -4,6 +4,7 @@ import hashlib
 import json
 
 import micro
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
@@ -13,6 +14,7 @@ import rainlab
 from rainlab import runs
 from rainlab.config import PRESETS, make_preset, override
 from rainlab.method import checkpoint
+from rainlab.method.rain import to_signed
 from rainlab.method.stream import Stream
 from rainlab.training import loop, stages, weights
 from rainlab.training.parameters import dead_parameters, trainable
@@ -43,8 +45,9 @@ def test_ids_follow_what_determines_a_result():
     ids = {stage: stages.run_id(CONFIG, stage) for stage in stages.STAGES}
     changed = lambda **change: {s for s in stages.STAGES if stages.run_id(micro.micro(**change), s) != ids[s]}  # noqa: E731
     everything = set(stages.STAGES)
-    assert changed(train_autoencoder__steps=9) == changed(data__clips=9) == everything
+    assert changed(train_autoencoder__steps=9) == changed(data__clips=9) == changed(data__margin=3) == everything
     assert changed(stage1__steps=9) == changed(model__heads=4) == everything - {"autoencoder"}
+    assert changed(loss__huber_c=0.1) == everything - {"autoencoder"}
     assert changed(stage2__steps=9) == changed(stream__causal=True) == {"stage2", "distill3d"}
     assert changed(distill2d__steps=9) == {"distill2d", "distill3d"}
     assert changed(stage1__save_every=7) == changed(stream__guidance=3.0) == changed(data__test_clips=1) == set()
@@ -66,7 +69,10 @@ def test_every_stage_is_recorded_and_loads(here):
         assert set(trainable(model, stage)) <= set(kept)
         state = model.state_dict()
         assert all(torch.equal(state[name], tensor) for name, tensor in kept.items())
-    assert model.autoencoder.std.max() != 1  # the latents' scale came along
+    clips = stages.Training(CONFIG, "autoencoder").data()
+    latents = model.autoencoder.encode(to_signed(torch.from_numpy(np.stack([clips.take(i)[0][0] for i in range(4)]))))
+    assert latents.mean((0, 2, 3)).abs().max() < 1e-4  # with the scale that came along
+    assert (latents.std((0, 2, 3)) - 1).abs().max() < 1e-3
     stream = Stream(model, 8, 4)
     stream.reference(micro.pictures())
     assert len(stream.push(list(micro.pictures(8)))) == 2

@@ -1,5 +1,7 @@
 """The three tables, on runs with made-up numbers: which number stands where, and that rows say where they are from."""
 
+from types import SimpleNamespace
+
 import micro
 import pytest
 
@@ -92,6 +94,18 @@ def test_differences_are_named_and_hold_what_was_compared():
     assert list(table.index) == [f"RAIN − {evaluate.METHODS[b]}" for _, b in evaluate.PAIRS]
     expected = [f"{i}.00 [{i - 1}.00, {i + 1}.00]" for i in range(2, 2 + len(evaluate.PAIRS))]
     assert table["PSNR fg ↑"].tolist() == expected
+
+
+def test_a_verdict_knows_which_way_a_measure_points_and_what_is_undecided(monkeypatch):
+    differences = {"tde": (-1.0, -2.0, -0.5), "psnr_fg": (-1.0, -2.0, -0.5), "ssim": (0.1, -0.1, 0.3)}
+    rows = [
+        {"metric": metric, "value": value, "ci_low": low, "ci_high": high, "a": "rain", "b": "copy"}
+        for metric, (value, low, high) in differences.items()
+    ]
+    rows.append(rows[0] | {"b": "wrong"})
+    monkeypatch.setattr(evaluate, "compare", lambda preset: SimpleNamespace(metrics=lambda: rows))
+    said = "Better: motion error (-1.00); worse: PSNR fg (-1.00); undecided: SSIM (+0.100)."
+    assert tables.verdict(CONFIG, "rain", "copy") == f"RAIN against copying the reference. {said}"
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import micro
+import numpy as np
 import pytest
 import torch
 from goldens import worst
@@ -72,6 +73,59 @@ def test_a_killed_run_resumes_bit_for_bit(cfg):
     assert not (run.path / "state.safetensors").exists()
     again = loop.fit(run, loss, state, data, cfg, 3, False, lambda s: pytest.fail("finished work was done again"))
     assert again == history
+
+
+def numbers(*values):
+    """A module whose parameters are these, for losses that are worked out by hand."""
+    module = torch.nn.Module()
+    module.w = torch.nn.Parameter(torch.tensor(values))
+    return module
+
+
+def test_rows_of_the_history_hold_the_mean_loss_since_the_row_before():
+    """Also where a killed run resumes between two rows."""
+    cfg = StageConfig(steps=205, batch=1, save_every=99)
+    run, data, made = runs.open_run("rows", {}, 1), micro.training_set(CONFIG), {}
+
+    def fit(stop):
+        def note(state):
+            made[state.step] = state.loss
+            if state.step == stop:
+                raise KeyboardInterrupt
+
+        module = numbers(1.0)
+        loss = lambda batch, draw: (module.w * draw.uniform()).sum()  # noqa: E731
+        return loop.fit(run, loss, loop.start(module, ["w"], cfg), data, cfg, 1, False, note)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(stop=100)
+    history = fit(stop=None)
+    assert [row["step"] for row in history] == [*range(2, 205, 2), 205]
+    expected = [(made[step] + made[step - 1]) / 2 for step in range(2, 205, 2)]
+    assert [row["loss"] for row in history] == pytest.approx([*expected, made[205]], rel=1e-6)
+
+
+def test_optimiser_steps_are_adamw_by_hand():
+    """Clipped gradient of the whole batch, rate of the warm-up, decoupled weight decay (Loshchilov and Hutter), moving
+    average; in float64."""
+    cfg = StageConfig(steps=2, batch=4, accumulate=2, learning_rate=0.1, warmup=4, weight_decay=0.5, ema=0.9)
+    module, factors = numbers(3.0, -2.0), iter([2.0, 4.0, 1.0, 2.0])  # of the batch's halves
+    loss = lambda batch, draw: next(factors) * module.w.square().sum() / 2  # noqa: E731
+    state = loop.start(module, ["w"], cfg)
+    ema = w = np.array([3.0, -2.0])
+    m = v = np.zeros(2)
+    for n, now in enumerate(loop.train(loss, state, micro.training_set(CONFIG), cfg, 3, False), 1):
+        factor = (3.0, 1.5)[n - 1]
+        gradient = factor * w
+        norm = np.linalg.norm(gradient)
+        assert (now.loss, now.grad_norm) == pytest.approx((factor * (w**2).sum() / 2, norm), rel=1e-5)
+        gradient, rate = gradient / max(1, norm), 0.1 * n / 4
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        w = w * (1 - rate * 0.5) - rate * (m / (1 - 0.9**n)) / (np.sqrt(v / (1 - 0.999**n)) + 1e-8)
+        ema = 0.9 * ema + 0.1 * w
+        np.testing.assert_allclose(module.w.detach(), w, rtol=1e-5)
+        np.testing.assert_allclose(now.ema["w"], ema, rtol=1e-5)
+    assert n == 2
 
 
 def gradients(cfg):

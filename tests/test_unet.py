@@ -1,11 +1,13 @@
 """The networks are the published ones: keys, values, and the properties streaming rests on."""
 
+import micro
 import pytest
 import torch
 from einops import rearrange
 from goldens import BOUNDS, TINY, denoising_unet, filled, golden, keys, reference_unet, worst
 
 from rainlab.config import UNetConfig
+from rainlab.method import unet as module
 from rainlab.method.unet import Condition, MotionModule, ResnetBlock, SpatialTransformer, UNet, attend
 
 
@@ -50,14 +52,23 @@ def test_denoising_network():
     assert worst(denoise(pose=None), b["out/v_nopose"]) < BOUNDS["b_denoise"]
 
 
-def test_checkpointing_changes_nothing():
-    unet = denoising_unet()
-    plain = denoise()
+def test_checkpointing_makes_every_layer_twice_and_changes_no_gradient(monkeypatch):
+    calls, real = [], module.checkpoint
+    monkeypatch.setattr(module, "checkpoint", lambda *args, **options: calls.append(1) or real(*args, **options))
+    unet = micro.model().denoising_unet.requires_grad_(True)
+    inputs = torch.randn(1, 4, 4, 8, 6), torch.full((1, 4), 9), torch.randn(1, 1, 16)
+
+    def gradients():
+        unet.zero_grad()
+        unet(*inputs).square().sum().backward()
+        return {name: p.grad.clone() for name, p in unet.named_parameters() if p.grad is not None}
+
+    plain = gradients()
+    assert plain and not calls
     unet.checkpointing = True
-    try:
-        assert torch.equal(denoise(), plain)
-    finally:
-        unet.checkpointing = False
+    again = gradients()
+    assert len(calls) == 2 * 2 + 2 * 3 and plain.keys() == again.keys()  # two levels down and up
+    assert all(worst(plain[name], again[name]) < 1e-5 * (1 + plain[name].abs().max()) for name in plain)
 
 
 def test_a_dropped_reference_is_no_reference():

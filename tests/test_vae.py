@@ -53,6 +53,18 @@ def test_published_autoencoders_through_diffusers():
     with torch.no_grad():
         mean = kl.encode(x[0]).latent_dist.mean
         assert worst(KL(kl).eval().encode(x[0]), mean * 0.18215) < 1e-6
+        assert worst(KL(kl).eval().decode(mean), kl.decode(mean / 0.18215).sample) < 1e-6
+
+
+def test_the_encoder_of_taesdv_is_taesds():
+    from diffusers import AutoencoderTiny
+
+    ours, theirs = TAESDV(), AutoencoderTiny()
+    names, tensors = ours.encoder.state_dict(), theirs.encoder.layers.state_dict().values()
+    ours.encoder.load_state_dict(dict(zip(names, tensors, strict=True)))
+    x = torch.rand(1, 3, 32, 24) * 2 - 1
+    with torch.no_grad():
+        assert worst(ours.encode(x), theirs.encode(x).latents) < 1e-5
 
 
 def test_errors_name_got_and_expected():
