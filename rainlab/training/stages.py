@@ -15,7 +15,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,9 +28,9 @@ from rainlab.config import PRESETS, Preset, StageConfig, identity, make_preset
 from rainlab.data import dataset
 from rainlab.method.checkpoint import fill
 from rainlab.method.rain import RAIN, start_guidance, to_signed
-from rainlab.training import distill, loop, losses
+from rainlab.training import branches, distill, loop, losses
 from rainlab.training.parameters import STAGES, check_stage, trainable
-from rainlab.training.weights import digest, weights_of, write_half
+from rainlab.training.weights import digest, weights_of
 
 VERSIONS = {"autoencoder": 2, "stage1": 2, "stage2": 2, "distill2d": 2, "distill3d": 2}  # raised when results change
 INPUTS = {
@@ -106,6 +106,16 @@ class Training:
     def checkpoint(self) -> Path:
         """Where its unfinished training is saved."""
         return self.open().path / loop.CHECKPOINT
+
+    def begin(
+        self, cfg: StageConfig, device: str | torch.device = "cpu"
+    ) -> tuple[RAIN, losses.Loss, loop.State, dataset.TrainingSet]:
+        """Networks on the device, loss, fresh state, clips; ``cfg``: the loop's numbers, its own or a branch's."""
+        clips = self.data(device)
+        model, loss, average = self.start(device)
+        model.to(device)
+        model.denoising_unet.checkpointing = model.reference_unet.checkpointing = cfg.checkpointing
+        return model, loss, loop.start(model, trainable(model, self.stage), cfg, average), clips
 
     def data(self, device: str | torch.device = "cpu", split: str = "train") -> dataset.TrainingSet:
         """The clips of a split as the stage needs them: with latents for all but the autoencoder."""
@@ -232,7 +242,7 @@ def train_stage(
     run = training.open()
     if history := loop.finished_history(run):
         return run, history
-    model, loss, state, clips = _begin(training, training.loop, device)
+    model, loss, state, clips = training.begin(training.loop, device)
     if warm and not training.checkpoint.exists():
         note = fill(state.parameters, warm) | {"sha256": digest(Path(warm))}
         for name, tensor in state.ema.items():
@@ -241,53 +251,6 @@ def train_stage(
             run.note(warm={"file": Path(warm).name} | note)
     extra = (lambda: _latent_scale(model, state, clips)) if stage == "autoencoder" else None
     return run, loop.fit(run, loss, state, clips, training.loop, *training.sampling, each, extra)
-
-
-def _begin(
-    training: Training, cfg: StageConfig, device: str | torch.device
-) -> tuple[RAIN, losses.Loss, loop.State, dataset.TrainingSet]:
-    """Networks on the device, loss, fresh state and clips of a training; ``cfg``: its loop's numbers, or others."""
-    clips = training.data(device)
-    model, loss, average = training.start(device)
-    model.to(device)
-    model.denoising_unet.checkpointing = model.reference_unet.checkpointing = cfg.checkpointing
-    return model, loss, loop.start(model, trainable(model, training.stage), cfg, average), clips
-
-
-def export(preset: Preset, stage: str, path: Path) -> int:
-    """Write the averaged weights of the newest checkpoint of an unfinished training as fp16; returns its step.
-
-    Raises:
-        FileNotFoundError: there is no checkpoint.
-    """
-    file = Training(preset, stage).checkpoint
-    if not file.exists():
-        raise FileNotFoundError(f"{stage} of preset {preset.name}: no {file.name} in its run; train it first")
-    step, ema = loop.averaged(file)
-    write_half(path, ema, {"stage": stage, "step": str(step), "preset": preset.name})
-    return step
-
-
-def finish_branch(preset: Preset, stage: str, steps: int, path: Path, device: str | torch.device = "cpu") -> list[dict]:
-    """Train ``steps`` more from the newest checkpoint, the rate falling to zero, and write that as :func:`export` does.
-
-    The training itself is left as it is and can go on: its rate stays high, which learns faster and ends worse.
-    Returns the branch's history.
-    """
-    loop.join_processes()
-    training = Training(preset, stage)
-    done, _ = loop.averaged(training.checkpoint)
-    average = min(training.loop.ema, 1 - 10 / steps)  # an average no longer than a tenth of the branch
-    cfg = replace(training.loop, steps=done + steps, decay=steps / (done + steps), ema=average)
-    _, loss, state, clips = _begin(training, cfg, device)
-    loop.load_state(state, training.checkpoint)
-    history = []
-    for now in loop.train(loss, state, clips, cfg, *training.sampling):
-        history.append({"step": now.step, "loss": now.loss, "learning_rate": now.learning_rate})
-    if loop.first_process():
-        note = {"stage": stage, "step": str(state.step), "preset": preset.name, "decayed": str(steps)}
-        write_half(path, state.ema, note)
-    return history
 
 
 def record_history(run: runs.Run, history: list[dict]) -> None:
@@ -322,11 +285,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     changes = {key: json.loads(value) for key, _, value in (word.partition("=") for word in options.set)}
     preset, stage = make_preset(options.preset, changes), options.stage
     if options.export:
-        print(f"{options.export}: {stage} after {export(preset, stage, options.export)} steps")
+        print(f"{options.export}: {stage} after {branches.export(Training(preset, stage), options.export)} steps")
         return
     if options.finish:
-        history = finish_branch(preset, stage, int(options.finish[0]), Path(options.finish[1]), options.device)
-        done = options.finish[1]
+        steps, file = options.finish
+        history = branches.finish(Training(preset, stage), int(steps), Path(file), options.device)
+        done = file
     else:
         run, history = train_stage(preset, stage, options.device, warm=options.warm)
         done = run.id
