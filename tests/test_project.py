@@ -31,7 +31,7 @@ RUNS = sorted((ROOT / "figures" / "runs").glob("*"))
 TOP_LEVEL = {"notebooks", "rainlab", "data_prep", "figures", "tests", "environment.yml", "pyproject.toml"}
 TOP_LEVEL |= {"README.md", "Makefile", "dodo.py", "LICENSE", "CITATION.cff", ".ci", ".gitignore"}
 CORE = {"torch", "numpy", "einops", "safetensors", "tqdm"}
-ALSO_AT_TOP = {"plot.py": {"matplotlib"}, "figures.py": {"matplotlib", "PIL"}}
+ALSO_AT_TOP = {"plot.py": {"matplotlib"}, "staircase.py": {"matplotlib"}, "figures.py": {"matplotlib", "PIL"}}
 
 
 def requirements(*extras):

@@ -32,11 +32,12 @@ def finish(training: Training, steps: int, path: Path, device: str | torch.devic
     Returns the branch's history.
     """
     loop.join_processes()
-    done, _ = loop.averaged(_checkpoint(training))
+    checkpoint = _checkpoint(training)
+    done, _ = loop.averaged(checkpoint)
     average = min(training.loop.ema, 1 - 10 / steps)  # an average no longer than a tenth of the branch
     cfg = replace(training.loop, steps=done + steps, decay=steps / (done + steps), ema=average)
     _, loss, state, clips = training.begin(cfg, device)
-    loop.load_state(state, training.checkpoint)
+    loop.load_state(state, checkpoint)
     history = []
     for now in loop.train(loss, state, clips, cfg, *training.sampling):
         history.append({"step": now.step, "loss": now.loss, "learning_rate": now.learning_rate})
@@ -47,9 +48,8 @@ def finish(training: Training, steps: int, path: Path, device: str | torch.devic
 
 
 def _checkpoint(training: Training) -> Path:
-    if not training.checkpoint.exists():
-        name = training.checkpoint.name
-        raise FileNotFoundError(
-            f"{training.stage} of preset {training.preset.name}: no {name} in its run; train it first"
-        )
-    return training.checkpoint
+    if (file := training.checkpoint).exists():
+        return file
+    raise FileNotFoundError(
+        f"{training.stage} of preset {training.preset.name}: no {file.name} in its run; train it first"
+    )

@@ -79,7 +79,7 @@ def train(loss: Loss, state: State, data: TrainingSet, cfg: StageConfig, frames:
         loss = DistributedDataParallel(_Step(loss, parameters), **options)
     bf16 = device.type == "cuda" or (cfg.bf16 and optim.native_bf16(device))
     while state.step < cfg.steps:
-        state.learning_rate, state.loss = learning_rate(cfg, state.step), 0.0
+        state.learning_rate, losses = learning_rate(cfg, state.step), []
         for part in range(cfg.accumulate):
             first = (part * world + rank) * share
             samples = range(first, first + share)
@@ -87,7 +87,8 @@ def train(loss: Loss, state: State, data: TrainingSet, cfg: StageConfig, frames:
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 value = loss(batch, Draw(cfg.seed, state.step, samples)) / cfg.accumulate
             value.backward()
-            state.loss += _mean(value.detach())
+            losses.append(value.detach())
+        state.loss = _mean(torch.stack(losses).sum())  # one message a step
         if not math.isfinite(state.loss):
             raise FloatingPointError(f"loss is {state.loss} at step {state.step}: lower the learning rate")
         state.grad_norm = float(nn.utils.clip_grad_norm_(parameters, cfg.clip_norm))

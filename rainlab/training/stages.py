@@ -84,6 +84,12 @@ class Training:
             config["stream"] = {"window": stream.window, "groups": stream.groups, "causal": stream.causal}
         return config, {name: run_id(self.source, name) for name in INPUTS[self.stage]}
 
+    @property
+    def id(self) -> str:
+        """The id of its run, known before it is made."""
+        config, inputs = self.describe()
+        return runs.run_id(self.stage, config, VERSIONS[self.stage], inputs)
+
     def open(self) -> runs.Run:
         """Its run in ``runs/``, finished or not."""
         config, inputs = self.describe()
@@ -105,7 +111,7 @@ class Training:
     @property
     def checkpoint(self) -> Path:
         """Where its unfinished training is saved."""
-        return self.open().path / loop.CHECKPOINT
+        return runs.folder() / self.id / loop.CHECKPOINT
 
     def begin(
         self, cfg: StageConfig, device: str | torch.device = "cpu"
@@ -173,8 +179,7 @@ STARTS = {"autoencoder": _autoencoder, "stage1": _stage1, "stage2": _stage2, "di
 
 def run_id(preset: Preset, stage: str) -> str:
     """The id of a stage's run, known before it is made."""
-    config, inputs = Training(preset, stage).describe()
-    return runs.run_id(stage, config, VERSIONS[stage], inputs)
+    return Training(preset, stage).id
 
 
 def recorded(preset: Preset, stage: str) -> runs.Run | None:
@@ -243,7 +248,7 @@ def train_stage(
     if history := loop.finished_history(run):
         return run, history
     model, loss, state, clips = training.begin(training.loop, device)
-    if warm and not training.checkpoint.exists():
+    if warm and not (run.path / loop.CHECKPOINT).exists():
         note = fill(state.parameters, warm) | {"sha256": digest(Path(warm))}
         for name, tensor in state.ema.items():
             tensor.copy_(state.parameters[name])
