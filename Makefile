@@ -30,7 +30,7 @@ help:  ## list the commands
 
 setup: $(STAMP)  ## make .venv with the versions of environment.yml
 
-tables: setup  ## train, evaluate, draw the figures and print the tables; continues where it was interrupted
+tables: setup  ## run all notebooks, draw the figures, print the tables; PRESET=tiny trains everything from nothing first
 	@$(DOIT)
 
 train: setup  ## only the trainings, of the preset small unless PRESET names another

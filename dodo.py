@@ -1,12 +1,13 @@
 """Everything as doit tasks: notebook runs (trainings included) through papermill, tables, committed notebooks.
 
-    doit                       what `make tables` calls: run what is stale, print the tables
-    doit preset=small          another preset
-    doit preset=small train    only its trainings
+    doit                       what `make tables` calls: run what is stale, print the tables; preset small, as shipped
+    doit preset=tiny           another preset: train and measure everything from nothing
+    doit record=yes            the same for the shipped preset
+    doit preset=small train    only the trainings
     doit list                  the tasks
     doit job:stage2            one notebook run and what it needs
     doit notebooks             execute the committed notebooks again, at their defaults
-    doit publish               copy the final runs' JSON to figures/runs/ and their weights to rainlab/weights/
+    doit publish               copy a preset's final runs' JSON to figures/runs/ and its weights to rainlab/weights/
 """
 
 import json
@@ -21,12 +22,15 @@ import torch
 from doit import get_var
 
 from rainlab import runs
-from rainlab.config import make_preset, override
+from rainlab.config import Preset, make_preset, override
 from rainlab.files import atomic_path
-from rainlab.measure import evaluate
+from rainlab.measure import endless, evaluate
 from rainlab.training import stages, weights
 
-PRESET = get_var("preset", "tiny")
+SHOWN = "small"  # the preset of README, notebooks and tables: its weights and numbers come with the repository
+ABLATED = "tiny"  # the preset of Table 3: it takes a training for each row
+PRESET = get_var("preset", SHOWN)
+FROM_NOTHING = {"yes": True, "no": False}[get_var("record", "no" if PRESET == SHOWN else "yes")]
 ROOT = Path(__file__).parent
 CODE = [str(path) for path in sorted((ROOT / "rainlab").rglob("*.py"))]
 FULL = make_preset(PRESET)
@@ -79,11 +83,17 @@ MEASUREMENTS = {
     "studio": Job("10_studio"),
     "data_prep": Job("11_data_prep"),
     "ablations": Job("30_ablations", RECORD, ("distill", "distill_k8", "distill_causal")),
+    "endless": Job("31_error_accumulation", RECORD, ("distill",)),
     "table1": Job("40_table1_quality", RECORD, ("distill",)),
     "tour": Job("00_tour", {"preset": PRESET}, ("distill",)),
-    "table2": Job("41_table2_speed", RECORD, ("table1", "ablations", "tour"), threads=2),  # measures time: last, alone
+    # measures time: last, alone
+    "table2": Job("41_table2_speed", RECORD, ("table1", "ablations", "endless", "tour"), threads=2),
 }
-JOBS = TRAININGS | MEASUREMENTS
+COMPLETE = TRAININGS | MEASUREMENTS  # from nothing to the tables
+AS_SHIPPED = {  # every notebook at its defaults: what training and measuring look like, and what was recorded
+    source.stem: Job(source.stem) for source in sorted((ROOT / "notebooks").glob("*.ipynb"))
+}
+JOBS = COMPLETE | AS_SHIPPED
 
 
 def task_job():
@@ -117,6 +127,8 @@ def execute(source: Path, out: Path, job: Job, **environment: str) -> None:
     # glibc gives freed tensors back to the kernel and asks for them again at every step: 13 % of a training's time
     keep = dict.fromkeys(("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"), str(10**10))
     environment = os.environ | {"OMP_NUM_THREADS": str(job.threads)} | keep | environment
+    if PRESET != SHOWN:  # figures/ shows one preset
+        environment.setdefault("RAINLAB_FIGURES", str(runs.folder() / "figures" / PRESET))
     if job.beforehand and not torch.cuda.is_available():  # on a GPU the notebook trains, on that one
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
         command += ["-m", "rainlab.training.stages", job.beforehand, "--preset", PRESET]
@@ -132,9 +144,10 @@ def task_tables():
     def show():
         from rainlab.measure import tables
 
-        tables.print_all(FULL)
+        tables.print_all(FULL, FULL if FROM_NOTHING else make_preset(ABLATED))
 
-    return {"actions": [show], "task_dep": [f"job:{name}" for name in JOBS], "uptodate": [False]}
+    jobs = COMPLETE if FROM_NOTHING else AS_SHIPPED
+    return {"actions": [show], "task_dep": [f"job:{name}" for name in jobs], "uptodate": [False]}
 
 
 def task_train():
@@ -163,32 +176,52 @@ def refresh(source: Path) -> None:
         temporary.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
+def final(preset: Preset) -> set[str]:
+    """Ids of the runs behind a preset's tables and figures; ablations, speed and endless streams if they were made."""
+    found = [stages.recorded(preset, stage) for stage in stages.STAGES]
+    found += [evaluate.measure(preset, method) for method in evaluate.METHODS] + [evaluate.compare(preset)]
+    for change in evaluate.ABLATIONS.values():
+        variant = override(preset, change)
+        if made := stages.recorded(variant, "distill3d"):
+            found += [made, stages.recorded(variant, "stage2"), evaluate.measure(variant, "rain")]
+    found += [runs.find("speed", preset=preset.name)] if runs.find("speed", preset=preset.name) else []
+    if runs.find("endless", preset=preset.name):
+        found += [endless.long_run(preset, fed_back=fed_back) for fed_back in (False, True)]
+    return {run.id for run in found}
+
+
 def task_publish():
     """Copy the runs behind tables and figures and the weights that notebooks start from; write the pages of results."""
 
     def publish():
-        final = {id for job in JOBS.values() for id in job.makes}
-        final |= {evaluate.measure(FULL, method).id for method in evaluate.METHODS}
-        final |= {run.id for run in evaluate.ablations(FULL).values()} | {evaluate.compare(FULL).id}
-        final |= {run.id for name in ("studio", "data_prep", "speed") if (run := runs.find(name))}
-        for id in sorted(final):
+        shown, ablated = make_preset(SHOWN), make_preset(ABLATED)
+        known = final(shown) | final(ablated)  # raises for what is missing before anything is copied
+        mine = final(FULL) | {run.id for name in ("studio", "data_prep") if (run := runs.find(name))}
+        for id in sorted(mine):
             print("runs   ", runs.publish(runs.get(id)).name)
-        shipped = {stages.run_id(FULL, stage) for stage in stages.STAGES}
-        for id in sorted(shipped):
-            print("weights", weights.ship(id).name)
-        outdated = [p for p in runs.published().iterdir() if p.name not in final]
-        outdated += [p for p in weights.SHIPPED.glob("*.safetensors") if p.stem not in shipped]
+        for stage in stages.STAGES:
+            print("weights", weights.ship(stages.run_id(FULL, stage)).name)
+        known |= mine
+        kept = {stages.run_id(preset, stage) for preset in (shown, ablated) for stage in stages.STAGES}
+        outdated = [p for p in runs.published().iterdir() if p.name not in known]
+        outdated += [p for p in weights.SHIPPED.glob("*.safetensors") if p.stem not in kept]
         for path in outdated:
             print("outdated, delete it if nothing refers to it:", path.relative_to(ROOT))
         from rainlab.measure import tables
 
         with atomic_path(ROOT / "figures" / "RESULTS.md") as temporary:
-            temporary.write_text(tables.results(FULL) + "\n", "utf-8")
-        page = ROOT / "README.md"
-        before, _, rest = page.read_text("utf-8").partition("<!-- results -->")
-        after = rest.partition("<!-- /results -->")[2]
-        with atomic_path(page) as temporary:
-            block = f"<!-- results -->\n{tables.readme(FULL)}\n<!-- /results -->"
-            temporary.write_text(before + block + after, "utf-8")
+            temporary.write_text(tables.results(shown, ablated) + "\n", "utf-8")
+        fill_in(ROOT / "README.md", "results", tables.readme(shown))
+        fill_in(weights.SHIPPED / "README.md", "numbers", f"{tables.card(shown)}\n\n{tables.card(ablated)}")
 
     return {"actions": [publish], "uptodate": [False]}
+
+
+def fill_in(page: Path, block: str, text: str) -> None:
+    """Replace what stands between a page's markers of a block."""
+    before, _, rest = page.read_text("utf-8").partition(f"<!-- {block} -->")
+    _, end, after = rest.partition(f"<!-- /{block} -->")
+    if not end:
+        raise ValueError(f"{page.name}: got no <!-- {block} --> … <!-- /{block} -->, expected both marks; restore them")
+    with atomic_path(page) as temporary:
+        temporary.write_text(f"{before}<!-- {block} -->\n{text}\n<!-- /{block} -->{after}", "utf-8")

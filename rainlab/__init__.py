@@ -5,8 +5,8 @@ p noise groups in one window, every network call lowers them all, K/p clean fram
 
     import rainlab
     from rainlab.data.clips import StudioClips
-    clip = StudioClips("test", count=1, frames=48)[0]
-    stream = rainlab.Stream(rainlab.load("tiny"))
+    clip = StudioClips("test", count=1, frames=48, size=(128, 96), facing=True)[0]
+    stream = rainlab.Stream(rainlab.load())
     stream.reference(clip.frames[0])
     frames = stream.push(list(clip.condition)) + stream.flush()
 
@@ -16,11 +16,11 @@ Wings, each importing only those before it: this package's own modules, method, 
 from rainlab import _torchvision  # noqa: F401  first of all: see the reason there
 
 
-def load(model, device="cpu"):
+def load(model="small", device="cpu"):
     """The streaming model, ready to use.
 
     Args:
-        model: name of a preset whose weights are shipped or trained here ("tiny"), or the path of a file
+        model: name of a preset whose weights are shipped ("small", "tiny") or trained here, or the path of a file
             written by :func:`rainlab.method.checkpoint.save_model`.
 
     Returns:

@@ -171,6 +171,22 @@ def get(id: str) -> Run:
     raise FileNotFoundError(f"no finished run {id} in {folder()} or {published()}: make it first, or correct the id")
 
 
+def recorded(id: str, preset: str) -> Run:
+    """:func:`get` for what a notebook shows; the FileNotFoundError names the command that records it."""
+    try:
+        return get(id)
+    except FileNotFoundError as error:
+        raise nothing_recorded(id, preset) from error
+
+
+def nothing_recorded(what: str, preset: str) -> FileNotFoundError:
+    """The error where a measurement of a preset is shown that nobody made."""
+    return FileNotFoundError(
+        f"nothing recorded for {what} of preset {preset!r}: measure it with the notebook's parameter record = True, or "
+        f"train and measure everything with `python -m doit preset={preset} record=yes`"
+    )
+
+
 def find(name: str, /, **config_filter: Any) -> Run | None:
     """The newest finished run of this name whose config has these values; `folder()` goes before `published()`.
 

@@ -139,7 +139,7 @@ def test_speed_is_recorded_read_again_and_replaced(monkeypatch):
         return [bench.Row(name, "stream", "", median, median - 0.05, median + 0.05, 4.0, 3.0, 5.0, repetitions)]
 
     monkeypatch.setattr(bench, "timings", timings)
-    with pytest.raises(FileNotFoundError, match="make tables"):
+    with pytest.raises(FileNotFoundError, match="record=yes"):
         bench.speed(CONFIG)
     run = bench.speed(CONFIG, record=True)
     assert run.id == bench.speed(CONFIG).id

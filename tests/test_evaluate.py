@@ -101,7 +101,7 @@ def test_runs_follow_what_determines_the_numbers():
 def test_reading_what_nobody_recorded_names_the_command():
     other = micro.micro(data__test_clips=5)
     for read in (lambda: evaluate.measure(other, "rain"), lambda: evaluate.compare(other)):
-        with pytest.raises(FileNotFoundError, match="make tables"):
+        with pytest.raises(FileNotFoundError, match="record=yes"):
             read()
 
 

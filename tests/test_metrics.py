@@ -270,3 +270,15 @@ def test_paired_sees_a_small_difference_that_single_intervals_hide():
     assert metrics.bootstrap(clips).ci_high > metrics.bootstrap(better).ci_low
     with pytest.raises(ValueError, match="same clips"):
         metrics.paired(better, clips[:-1])
+
+
+def test_smaller_pictures_are_means_of_what_a_pixel_covers_and_masks_their_majority():
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 256, (2, 3, 8, 6, 3), np.uint8)
+    mask = rng.random((2, 3, 8, 6)) < 0.5
+    small, some = metrics.smaller(frames, (4, 3)), metrics.smaller(mask, (4, 3))
+    assert small.shape == (2, 3, 4, 3, 3) and some.shape == (2, 3, 4, 3) and some.dtype == torch.bool
+    assert small[1, 2, 3, 1].numpy() == pytest.approx(frames[1, 2, 6:, 2:4].mean((0, 1)) / 255, abs=1e-6)
+    assert bool(some[0, 1, 2, 0]) == (mask[0, 1, 4:6, :2].sum() >= 2)
+    with pytest.raises(ValueError, match="got pictures of 8×6, expected multiples of 3×3"):
+        metrics.smaller(frames, (3, 3))

@@ -6,19 +6,31 @@ from pathlib import Path
 
 import pytest
 
+import rainlab
 from rainlab import runs
 from rainlab.config import make_preset, override
 from rainlab.measure import evaluate, tables
+from rainlab.method.checkpoint import save_model
 from rainlab.training import stages, weights
 
-TINY = make_preset("tiny")
+SMALL, TINY = make_preset("small"), make_preset("tiny")  # of README, notebooks and tables; of Table 3
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 
-def test_every_stage_and_variant_is_published_and_shipped():
-    for stage in stages.STAGES:
-        assert stages.recorded(TINY, stage).path.parent == runs.published()
-        assert weights.weights_file(stages.run_id(TINY, stage)).parent == weights.SHIPPED
+@pytest.mark.parametrize("preset", [SMALL, TINY], ids=lambda preset: preset.name)
+def test_every_stage_is_published_and_shipped(preset):
+    files = [weights.weights_file(stages.run_id(preset, stage)) for stage in stages.STAGES]
+    assert {file.parent for file in files} == {weights.SHIPPED}
+    assert all(stages.recorded(preset, stage).path.parent == runs.published() for stage in stages.STAGES)
+    assert sum(file.stat().st_size for file in files) < 60e6
+
+
+def test_what_inference_needs_is_small(tmp_path):
+    save_model(rainlab.load("small").half(), tmp_path / "model.safetensors")
+    assert (tmp_path / "model.safetensors").stat().st_size < 30e6
+
+
+def test_every_ablation_is_published():
     for change in evaluate.ABLATIONS.values():
         assert stages.recorded(override(TINY, change), "distill3d")
 
@@ -33,21 +45,29 @@ def test_every_shipped_file_has_its_checksum():
 
 def test_readme_and_results_show_the_published_numbers():
     block = README.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
-    assert block.strip() == tables.readme(TINY).strip(), "run `doit publish`"
+    assert block.strip() == tables.readme(SMALL).strip(), "run `doit publish`"
     page = (Path(__file__).parents[1] / "figures" / "RESULTS.md").read_text("utf-8")
-    assert page.strip() == tables.results(TINY).strip(), "run `doit publish`"
+    assert page.strip() == tables.results(SMALL, TINY).strip(), "run `doit publish`"
+
+
+def test_the_model_card_shows_the_published_numbers():
+    block = (weights.SHIPPED / "README.md").read_text("utf-8").partition("<!-- numbers -->")[2]
+    expected = f"{tables.card(SMALL)}\n\n{tables.card(TINY)}"
+    assert block.partition("<!-- /numbers -->")[0].strip() == expected.strip(), "run `doit publish`"
 
 
 @pytest.mark.parametrize(
     ("metric", "other", "least"), [("psnr_fg", "wrong", 2.0), ("psnr_fg", "copy", 0.0), ("ssim_fg", "copy", 0.0)]
 )
-def test_the_right_reference_helps_and_copying_does_not_do(metric, other, least):
-    difference = evaluate.compare(TINY).value(metric, a="rain", b=other)
+@pytest.mark.parametrize("preset", [SMALL, TINY], ids=lambda preset: preset.name)
+def test_the_right_reference_helps_and_copying_does_not_do(preset, metric, other, least):
+    difference = evaluate.compare(preset).value(metric, a="rain", b=other)
     assert difference["value"] > least and difference["ci_low"] > 0
 
 
-def test_motion_modules_lower_the_held_out_loss():
-    gain = stages.recorded(TINY, "stage2").value("v_loss_gain")
+@pytest.mark.parametrize("preset", [SMALL, TINY], ids=lambda preset: preset.name)
+def test_motion_modules_lower_the_held_out_loss(preset):
+    gain = stages.recorded(preset, "stage2").value("v_loss_gain")
     assert gain["ci_low"] > 0
 
 

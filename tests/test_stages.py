@@ -56,7 +56,8 @@ def test_ids_follow_what_determines_a_result():
 def test_ids_of_what_is_shipped_stay():
     """A changed id would part the shipped weights from their preset: a new field needs `config.added`."""
     shipped = {file.stem for file in weights.SHIPPED.glob("*.safetensors")}
-    assert {stages.run_id(make_preset("tiny"), stage) for stage in stages.STAGES} <= shipped
+    for preset in map(make_preset, ("small", "tiny")):
+        assert {stages.run_id(preset, stage) for stage in stages.STAGES} <= shipped
 
 
 def test_every_stage_is_recorded_and_loads(here):
@@ -164,7 +165,7 @@ def test_single_values_are_set_on_the_command_line(here, monkeypatch, capsys):
 
 def test_a_trial_starts_from_another_presets_stages(here):
     trial = override(CONFIG, {"stage2.steps": 1, "data.clips": 2})
-    with pytest.raises(FileNotFoundError, match="make tables"):
+    with pytest.raises(FileNotFoundError, match="make train"):
         stages.train_stage(trial, "stage2")
     run, history = stages.train_stage(trial, "stage2", inputs_from=CONFIG)
     assert run.inputs == {"stage1": stages.run_id(CONFIG, "stage1")} and len(history) == 1
@@ -220,7 +221,7 @@ def test_whole_models_in_one_file(here, tmp_path):
     with pytest.raises(ValueError, match="not a complete safetensors file"):
         checkpoint.load_model(path)
     other = weights.SHIPPED / "none"
-    with pytest.raises(FileNotFoundError, match="make tables"):
+    with pytest.raises(FileNotFoundError, match="make train"):
         weights.weights_file(other.name)
 
 
@@ -237,5 +238,5 @@ def test_damaged_weights_are_named_with_a_way_out(tmp_path, monkeypatch):
     monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path))
     (tmp_path / "stage1-1").mkdir()
     (tmp_path / "stage1-1" / "weights.safetensors").write_bytes(b"\x09")
-    with pytest.raises(ValueError, match="weights of stage1-1: .* delete its run and call `make tables`"):
+    with pytest.raises(ValueError, match="weights of stage1-1: .* delete its run and call `make train`"):
         weights.weights_of("stage1-1")

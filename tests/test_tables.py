@@ -128,7 +128,7 @@ def test_shown_tables_are_the_same_every_time_and_mark_reported_rows():
 
 
 def test_print_all_prints_every_row_with_its_note(capsys):
-    tables.print_all(CONFIG)
+    tables.print_all(CONFIG, CONFIG)
     out = capsys.readouterr().out
     for make in (tables.table1, tables.table2, tables.table3):
         for row in make(CONFIG).itertuples():
@@ -137,7 +137,7 @@ def test_print_all_prints_every_row_with_its_note(capsys):
 
 
 def test_results_hold_every_row_of_every_table():
-    lines = tables.results(CONFIG).splitlines()
+    lines = tables.results(CONFIG, CONFIG).splitlines()
     for make in (tables.table1, tables.table2, tables.table3, tables.differences):
         for row in make(CONFIG).to_numpy().tolist():
             assert lines.count(f"| {' | '.join(row)} |") == 1
@@ -146,5 +146,5 @@ def test_results_hold_every_row_of_every_table():
 def test_nothing_recorded_names_the_command():
     other = micro.micro(data__test_clips=7)
     for make in (tables.table1, tables.table3, tables.differences):
-        with pytest.raises(FileNotFoundError, match="make tables"):
+        with pytest.raises(FileNotFoundError, match="record=yes"):
             make(other)

@@ -136,7 +136,7 @@ def engine(quick: bool, preset: Preset | None = None) -> Contenders:
 
     Speed does not depend on the weights, so they are random. Guided DDIM calls the network with and without reference.
     """
-    preset = preset or make_preset("tiny")
+    preset = preset or make_preset("small")
     clip, steps = StudioClips("test", 1, preset.stream.window, preset.data.size)[0], 2 if quick else 20
     window = clip.frames[:1], clip.condition[None]
     ddim = partial(sampling.sample, RAIN.build(preset, motion=True, guidance=False).eval(), *window, steps)
@@ -155,7 +155,7 @@ def engine(quick: bool, preset: Preset | None = None) -> Contenders:
 @benchmark("s")
 def tick(quick: bool, preset: Preset | None = None) -> Contenders:
     """One tick of a running stream, K/p conditions in and K/p frames out, and its parts."""
-    preset = preset or make_preset("tiny")
+    preset = preset or make_preset("small")
     clip = StudioClips("test", 1, preset.stream.window, preset.data.size)[0]
     model = RAIN.build(preset, motion=True, guidance=True)
     whole, latents_only = (_running(model, clip, {}) for _ in range(2))
@@ -215,7 +215,7 @@ def speed(preset: Preset, record: bool = False) -> runs.Run:
     if not record:
         if run := runs.find("speed", **timed):
             return run
-        raise FileNotFoundError(f"no recorded speed for preset {preset.name!r}: make it with `make tables`")
+        raise runs.nothing_recorded("speed", preset.name)
     config = timed | {"stream": preset.stream, "threads": torch.get_num_threads()}
     run = runs.open_run("speed", config, VERSION).clear()
     for row in timings("engine", repetitions=5, preset=preset):

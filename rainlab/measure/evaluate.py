@@ -44,6 +44,8 @@ ABLATIONS = {
 """Section 5.4: what is varied, as overrides of a preset; the first is the paper's setting."""
 STANDING_STILL = ("undistilled", "flat", "rain")  # methods whose flicker is measured, by a frozen pose,
 STILL = 16  # in that many clips: it differs little from clip to clip
+COMMON = (64, 48)  # the size at which presets compare,
+REDUCED = ("psnr", "ssim", "psnr_fg", "ssim_fg")  # in these measures
 
 
 @dataclass(frozen=True)
@@ -114,27 +116,18 @@ def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
         record: compute and record it in ``runs/`` unless that is done; False reads what was recorded, here or in the
             repository, and raises FileNotFoundError if there is nothing.
 
-    Metrics, labelled ``method``: those of :func:`rainlab.measure.metrics.evaluate`; ``true_motion``, how much the truth
-    changes from frame to frame; for STANDING_STILL also ``flicker``, the change in streams driven by one frozen pose
-    for as many frames as a test clip has, ``flicker_border_ratio``, and ``flicker_step``, the same step by step (label
-    ``step``: index of the later frame). The per-clip values stay in ``values.json``.
+    Metrics, labelled ``method``: those of :func:`rainlab.measure.metrics.evaluate`; of larger pictures REDUCED
+    also at the size COMMON (``psnr_64x48``); ``true_motion``, how much the truth changes from frame to frame; for
+    STANDING_STILL also ``flicker``, the change in streams driven by one frozen pose for as many frames as a test clip
+    has, ``flicker_border_ratio``, and ``flicker_step``, the same step by step (label ``step``: index of the later
+    frame). The per-clip values stay in ``values.json``.
     """
     config, inputs = describe(preset, method)
     if not record:
-        return _recorded("evaluate", config, inputs)
+        return runs.recorded(runs.run_id("evaluate", config, VERSION, inputs), preset.name)
     run = runs.open_run("evaluate", config, VERSION, inputs)
     with run.lock():
         return run if run.finished else _measure(run, preset, method)
-
-
-def _recorded(name: str, config: dict, inputs: dict[str, str]) -> runs.Run:
-    """The finished run, here or published with the repository."""
-    id = runs.run_id(name, config, VERSION, inputs)
-    try:
-        return runs.get(id)
-    except FileNotFoundError as error:
-        which = f"preset {config['preset']!r}" + (f", method {config['method']!r}" if "method" in config else "")
-        raise FileNotFoundError(f"no recorded {name} for {which} ({id}): make it with `make tables`") from error
 
 
 def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
@@ -142,6 +135,10 @@ def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
     model = None if method == "copy" else stages.trained(preset, STAGE[method])
     frames = generate(preset, method, held, model)
     values = metrics.evaluate(frames, held.frames, held.mask)
+    if preset.data.size != COMMON and not any(n % m for n, m in zip(preset.data.size, COMMON, strict=True)):
+        reduced = (x if x is None else metrics.smaller(x, COMMON) for x in (frames, held.frames, held.mask))
+        at = "_{}x{}".format(*COMMON)
+        values |= {name + at: value for name, value in metrics.evaluate(*reduced).items() if name in REDUCED}
     if held.frames.shape[1] > 1:
         values["true_motion"] = metrics.flicker(held.frames)
     if method in STANDING_STILL:
@@ -170,7 +167,7 @@ def compare(preset: Preset, record: bool = False) -> runs.Run:
     inputs = {method: measure(preset, method, record).id for method in METHODS}
     config = {"preset": preset.name, "pairs": [list(pair) for pair in PAIRS]}
     if not record:
-        return _recorded("compare", config, inputs)
+        return runs.recorded(runs.run_id("compare", config, VERSION, inputs), preset.name)
     run = runs.open_run("compare", config, VERSION, inputs)
     if not run.finished:
         files = {method: runs.get(id).path / "values.json" for method, id in inputs.items()}

@@ -97,6 +97,19 @@ def evaluate(frames: Any, truth: Any, mask: Any = None) -> dict[str, np.ndarray]
     return values | {"sharpness_error": sharpness_error(x, y)}
 
 
+def smaller(x: Any, size: tuple[int, int]) -> Tensor:
+    """Videos or masks at ``size`` (height, width): each pixel the mean of what it covers, a mask's where half is set.
+
+    So that models of different resolutions compare. ValueError if a side is no multiple of the new one.
+    """
+    x = torch.from_numpy(np.require(x, requirements=["C", "W"])) if not isinstance(x, Tensor) else x
+    (h, w), values = x.shape[2:4], x.float() if x.dtype == torch.bool else _floats(x)
+    if h % size[0] or w % size[1]:
+        raise ValueError(f"got pictures of {h}×{w}, expected multiples of {size[0]}×{size[1]}")
+    blocks = values.unflatten(2, (size[0], -1)).unflatten(4, (size[1], -1)).mean((3, 5))
+    return blocks >= 0.5 if x.dtype == torch.bool else blocks
+
+
 # -- how sure --------------------------------------------------------------------------------------------------------
 
 

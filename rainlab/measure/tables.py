@@ -14,6 +14,7 @@ from typing import Any
 
 from rainlab.config import Preset
 from rainlab.measure import bench, evaluate
+from rainlab.training import stages, weights
 
 Table = Any  # a pandas DataFrame of text; pandas is imported where it is needed
 
@@ -52,7 +53,8 @@ NOTES = {
     "characters, another data set at another size, so the two kinds of rows do not compare. [95 % interval], n clips. "
     "*: overflowed PSNR. fg: inside the true foreground. Sharpness error: how far the energy of the edges is from the "
     "truth's; 0 is as sharp, 1 is flat. Motion error: how far the change from frame to frame is from the truth's, in "
-    "grey levels; a picture that stands still scores the true motion.",
+    "grey levels; a picture that stands still scores the true motion. At 64×48: both pictures made smaller "
+    "first, each pixel the mean of what it covers, so that presets compare.",
     "table2": "Table 2, speed. Reported rows: 512×512 on an RTX 4090. Our rows: a small network and small pictures on "
     "another machine, so the two kinds of rows do not compare; × DDIM is a ratio within one network and machine. "
     "Medians [quartiles] of n interleaved rounds.",
@@ -73,6 +75,9 @@ COLUMNS = {
     "ssim_fg": ("SSIM fg ↑", 3),
     "sharpness_error": ("sharpness error ↓", 3),
     "tde": ("motion error ↓", 2),
+    "psnr_64x48": ("PSNR at 64×48 ↑", 2),
+    "ssim_64x48": ("SSIM at 64×48 ↑", 3),
+    "psnr_fg_64x48": ("PSNR fg at 64×48 ↑", 2),
     "flicker": ("flicker ↓", 2),
     "flicker_border_ratio": ("border ratio ↓", 2),
     "true_motion": ("true motion", 2),
@@ -87,13 +92,13 @@ NOTHING = "–"  # not reported, or not measured
 def table1(preset: Preset, record: bool = False) -> Table:
     """Quality of every method of :data:`evaluate.METHODS`; ``record`` as in :func:`evaluate.measure`.
 
-    Raises FileNotFoundError, naming `make tables`, if nothing is recorded.
+    Raises FileNotFoundError, naming the command, if nothing is recorded.
     """
     shown = ("psnr", "ssim", "psnr_fg", "ssim_fg", "sharpness_error", "tde")
-    ours = [
-        _measured(label, evaluate.measure(preset, method, record).metrics(), shown)
-        for method, label in evaluate.METHODS.items()
-    ]
+    found = {label: evaluate.measure(preset, method, record).metrics() for method, label in evaluate.METHODS.items()}
+    measured = {row["metric"] for rows in found.values() for row in rows}
+    shown += tuple(name for name in ("psnr_64x48", "ssim_64x48", "psnr_fg_64x48") if name in measured)
+    ours = [_measured(label, rows, shown) for label, rows in found.items()]
     more = tuple(COLUMNS[metric][0] for metric in shown[2:])
     return _frame([*_quality("Table 1", TABLE1), *ours], (*QUALITY[:2], *more, *QUALITY[2:]))
 
@@ -204,23 +209,31 @@ def text(table: Table) -> str:
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
 
 
-def print_all(preset: Preset) -> None:
-    """Print the three tables from what is recorded. Raises FileNotFoundError, naming `make tables`, if nothing is."""
-    for name, make in {"table1": table1, "table2": table2, "table3": table3}.items():
-        print(f"\n{textwrap.fill(NOTES[name], 120)}\n\n{text(make(preset))}")
+def _all(preset: Preset, ablated: Preset) -> dict[str, Table]:
+    return {"table1": table1(preset), "table2": table2(preset), "table3": table3(ablated)}
 
 
-def results(preset: Preset) -> str:
-    """figures/RESULTS.md: the three tables and the paired differences with their protocol, from what is recorded."""
-    makers = {"table1": table1, "table2": table2, "table3": table3}
+def print_all(preset: Preset, ablated: Preset) -> None:
+    """Print the three tables from what is recorded, the third of the preset ``ablated``.
+
+    Raises FileNotFoundError, naming the command, if nothing is recorded.
+    """
+    for name, table in _all(preset, ablated).items():
+        which = (ablated if name == "table3" else preset).name
+        print(f"\n{textwrap.fill(f'Preset {which}. {NOTES[name]}', 120)}\n\n{text(table)}")
+
+
+def results(preset: Preset, ablated: Preset) -> str:
+    """figures/RESULTS.md: the tables and paired differences with their protocol, Table 3 of the preset ``ablated``."""
     parts = [
         "# Results",
-        f"Measured by `make tables` at preset `{preset.name}` on two CPU cores: mean with 95 % bootstrap interval over "
-        "the held-out clips. The runs behind these numbers are in [runs](runs); notebooks 40 and 41 explain them.",
+        f"Preset `{preset.name}` (Table 3: `{ablated.name}`) on two CPU cores: mean with 95 % bootstrap interval over "
+        "the held-out clips. The runs behind these numbers are in [runs](runs), made by `python -m doit preset=… "
+        "record=yes`; notebooks 30, 40 and 41 explain them and measure again with `-p record True`.",
     ]
-    for name, make in makers.items():
+    for name, table in _all(preset, ablated).items():
         title, _, note = NOTES[name].partition(". ")
-        parts += [f"## {title}", note, _markdown(make(preset))]
+        parts += [f"## {title}", note, _markdown(table)]
     note = "On the same clips; an interval that leaves out 0 is more than chance over clips. Flicker: a frozen pose."
     parts += ["## Paired differences", note, _markdown(differences(preset))]
     parts += [verdict(preset, "rain", other) for other in ("undistilled", "flat")]
@@ -244,6 +257,40 @@ def readme(preset: Preset) -> str:
     return "\n\n".join([bad, _markdown(shown[columns]), verdict(preset, "rain", "undistilled"), more])
 
 
+def card(preset: Preset) -> str:
+    """The model card's numbers of a preset: what each stage trained, for how long, and what came out."""
+    rows = []
+    for stage in stages.STAGES:
+        run = stages.recorded(preset, stage)
+        file = weights.SHIPPED / f"{run.id}.safetensors"
+        curve = [row for row in run.metrics() if row["metric"] == "loss"]
+        machine = json.loads((run.path / "provenance.json").read_text("utf-8"))["hardware"]["cpu"]
+        rows.append({
+            "stage": f"`{stage}`", "steps": f"{curve[-1]['step']:,}", "samples a step": run.config["train"]["batch"],
+            "minutes": f"{curve[-1]['seconds'] / 60:.0f}", "processor": machine,
+            "MB": f"{file.stat().st_size / 1e6:.1f}", "run": run.id,
+        })  # fmt: skip
+    results = []
+    for method in ("copy", "autoencoder", "rain"):
+        found = {row["metric"]: row for row in evaluate.measure(preset, method).metrics()}
+        shown = {COLUMNS[name][0]: cell(found[name], COLUMNS[name][1]) for name in COLUMNS if name in found}
+        results.append({"method": evaluate.METHODS[method]} | shown)
+    names = list(dict.fromkeys(name for row in results for name in row))
+    data = preset.data
+    clips = f"{data.test_clips} held-out characters × {data.test_frames} frames; RAIN streams them in four steps"
+    return "\n\n".join([
+        f"## Preset `{preset.name}`: training", _rows(rows),
+        f"## Preset `{preset.name}`: measured", f"{clips}; mean [95 % interval].",
+        _rows([{name: row.get(name, NOTHING) for name in names} for row in results]),
+    ])  # fmt: skip
+
+
+def _rows(rows: list[dict[str, Any]]) -> str:
+    from pandas import DataFrame
+
+    return _markdown(DataFrame(rows, dtype=object))
+
+
 def _markdown(table: Table) -> str:
     rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)

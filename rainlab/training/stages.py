@@ -280,7 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: train one stage of a preset, alone or as one of torchrun's processes."""
     parser = argparse.ArgumentParser(prog="python -m rainlab.training.stages", description="Train one stage, resuming.")
     parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--preset", default="tiny", choices=sorted(PRESETS))
+    parser.add_argument("--preset", default="small", choices=sorted(PRESETS))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=JSON", help="override values: stage1.steps=30")
     parser.add_argument("--warm", type=Path, metavar="FILE", help="begin with these weights where nothing is to resume")

@@ -26,8 +26,8 @@ def weights_file(run_id: str) -> Path:
         if path.is_file():
             return path
     raise FileNotFoundError(
-        f"weights of {run_id}: not in {runs.folder().name}/ and not shipped; train them with `make tables`,"
-        " those of another preset than tiny with `make tables PRESET=small`"
+        f"weights of {run_id}: not in {runs.folder().name}/ and not shipped; train a preset's with"
+        " `make train PRESET=…`, or name a preset whose weights are shipped: small, tiny"
     )
 
 
@@ -43,7 +43,7 @@ def weights_of(run_id: str) -> dict[str, Tensor]:
     try:
         return {name: tensor.float() for name, tensor in read_tensors(path)[0].items()}
     except ValueError as error:
-        raise ValueError(f"weights of {run_id}: {error}, or delete its run and call `make tables`") from error
+        raise ValueError(f"weights of {run_id}: {error}, or delete its run and call `make train`") from error
 
 
 def ship(run_id: str) -> Path:
