@@ -30,7 +30,7 @@ from rainlab.training import stages, weights
 SHOWN = "small"  # the preset of README, notebooks and tables: its weights and numbers come with the repository
 ABLATED = "tiny"  # the preset of Table 3: it takes a training for each row
 PRESET = get_var("preset", SHOWN)
-FROM_NOTHING = {"yes": True, "no": False}[get_var("record", "no" if PRESET == SHOWN else "yes")]
+FROM_NOTHING = get_var("record", "no" if PRESET == SHOWN else "yes") == "yes"
 ROOT = Path(__file__).parent
 CODE = [str(path) for path in sorted((ROOT / "rainlab").rglob("*.py"))]
 FULL = make_preset(PRESET)
@@ -184,7 +184,8 @@ def final(preset: Preset) -> set[str]:
         variant = override(preset, change)
         if made := stages.recorded(variant, "distill3d"):
             found += [made, stages.recorded(variant, "stage2"), evaluate.measure(variant, "rain")]
-    found += [runs.find("speed", preset=preset.name)] if runs.find("speed", preset=preset.name) else []
+    if speed := runs.find("speed", preset=preset.name):
+        found.append(speed)
     if runs.find("endless", preset=preset.name):
         found += [endless.long_run(preset, fed_back=fed_back) for fed_back in (False, True)]
     return {run.id for run in found}
@@ -201,9 +202,8 @@ def task_publish():
             print("runs   ", runs.publish(runs.get(id)).name)
         for stage in stages.STAGES:
             print("weights", weights.ship(stages.run_id(FULL, stage)).name)
-        known |= mine
         kept = {stages.run_id(preset, stage) for preset in (shown, ablated) for stage in stages.STAGES}
-        outdated = [p for p in runs.published().iterdir() if p.name not in known]
+        outdated = [p for p in runs.published().iterdir() if p.name not in known | mine]
         outdated += [p for p in weights.SHIPPED.glob("*.safetensors") if p.stem not in kept]
         for path in outdated:
             print("outdated, delete it if nothing refers to it:", path.relative_to(ROOT))

@@ -102,7 +102,7 @@ def smaller(x: Any, size: tuple[int, int]) -> Tensor:
 
     So that models of different resolutions compare. ValueError if a side is no multiple of the new one.
     """
-    x = torch.from_numpy(np.require(x, requirements=["C", "W"])) if not isinstance(x, Tensor) else x
+    x = _tensor(x)
     (h, w), values = x.shape[2:4], x.float() if x.dtype == torch.bool else _floats(x)
     if h % size[0] or w % size[1]:
         raise ValueError(f"got pictures of {h}×{w}, expected multiples of {size[0]}×{size[1]}")
@@ -157,14 +157,18 @@ def _pair(x: Any, y: Any) -> tuple[Tensor, Tensor]:
 
 
 def _videos(x: Any) -> Tensor:
-    if not isinstance(x, Tensor):  # torch takes no read-only and no mirrored arrays
-        x = torch.from_numpy(np.require(x, requirements=["C", "W"]))
-    x = x.detach().cpu()
+    x = _tensor(x)
     if x.ndim != 5 or x.shape[-1] != 3 or 0 in x.shape:
         raise ValueError(f"got shape {tuple(x.shape)}, expected (b, f, h, w, 3); a single clip is x[None]")
     if x.dtype == torch.uint8 or (x.is_floating_point() and x.min() >= 0 and x.max() <= 1):
         return x
     raise ValueError(f"got {x.dtype} in [{x.min()}, {x.max()}], expected uint8 or float in [0, 1]; rescale it")
+
+
+def _tensor(x: Any) -> Tensor:
+    if not isinstance(x, Tensor):  # torch takes no read-only and no mirrored arrays
+        x = torch.from_numpy(np.require(x, requirements=["C", "W"]))
+    return x.detach().cpu()
 
 
 def _each(function: Callable[..., Tensor], *videos: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def table1(preset: Preset, record: bool = False) -> Table:
     shown = ("psnr", "ssim", "psnr_fg", "ssim_fg", "sharpness_error", "tde")
     found = {label: evaluate.measure(preset, method, record).metrics() for method, label in evaluate.METHODS.items()}
     measured = {row["metric"] for rows in found.values() for row in rows}
-    shown += tuple(name for name in ("psnr_64x48", "ssim_64x48", "psnr_fg_64x48") if name in measured)
+    shown += tuple(name for name in COLUMNS if name.endswith("_64x48") and name in measured)
     ours = [_measured(label, rows, shown) for label, rows in found.items()]
     more = tuple(COLUMNS[metric][0] for metric in shown[2:])
     return _frame([*_quality("Table 1", TABLE1), *ours], (*QUALITY[:2], *more, *QUALITY[2:]))
@@ -266,7 +266,8 @@ def card(preset: Preset) -> str:
         curve = [row for row in run.metrics() if row["metric"] == "loss"]
         machine = json.loads((run.path / "provenance.json").read_text("utf-8"))["hardware"]["cpu"]
         rows.append({
-            "stage": f"`{stage}`", "steps": f"{curve[-1]['step']:,}", "samples a step": run.config["train"]["batch"],
+            "stage": f"`{stage}`", "steps": f"{curve[-1]['step']:,}",
+            "samples a step": str(run.config["train"]["batch"]),
             "minutes": f"{curve[-1]['seconds'] / 60:.0f}", "processor": machine,
             "MB": f"{file.stat().st_size / 1e6:.1f}", "run": run.id,
         })  # fmt: skip
@@ -293,4 +294,4 @@ def _rows(rows: list[dict[str, Any]]) -> str:
 
 def _markdown(table: Table) -> str:
     rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(map(str, row))} |" for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
