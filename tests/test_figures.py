@@ -52,6 +52,15 @@ def test_save_writes_the_picture_and_a_sorted_index(place):
     ]
 
 
+def test_save_keeps_a_picture_as_it_is(place):
+    shot = Image.fromarray(np.arange(24, dtype=np.uint8).reshape(2, 4, 3))
+    path = figures.save(shot, "shot", "A panel – with ω", notebook="50_stream_demo")
+    with Image.open(path) as image:
+        assert np.array_equal(np.asarray(image), np.asarray(shot))
+    (row,) = rows(place)
+    assert row.endswith("| [50_stream_demo](../notebooks/50_stream_demo.ipynb) |  | A panel – with ω |")
+
+
 def test_saving_again_changes_nothing_and_a_new_caption_its_row_only(place):
     for name in ("a", "b"):
         figures.save(picture(), name, "old")

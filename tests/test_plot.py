@@ -30,6 +30,8 @@ def drawn(figure):
 
 
 EXAMPLES = {
+    "stack": lambda: plot.stack({"MiB": [{"s": i, "value": 2.0 * i} for i in range(3)]}, "s", title="Memory"),
+    "histogram": lambda: plot.histogram(np.arange(9.0), {"p50": 4.0}, "ms", "frames"),
     "sheet": lambda: plot.sheet({"truth": pictures(), "generated": pictures(3)}, title="Sheet", columns=["a", "b"]),
     "strip": lambda: plot.strip(pictures(), labels=[f"t = {t}" for t in range(4)]),
     "curves": lambda: plot.curves({"stage 1": [{"step": i, "loss": 1 / (1 + i)} for i in range(9)]}, smooth=2),
@@ -207,3 +209,20 @@ def test_staircase_draws_algorithm_1(size, groups, calls, ticks):
 def test_staircase_wants_equal_groups():
     with pytest.raises(ValueError, match="p to divide K"):
         plot.staircase(16, 3)
+
+
+def test_a_stack_shows_each_quantity_from_nought():
+    rows = [{"minutes": i, "value": 5.0 + i} for i in range(4)]
+    figure = plot.stack({"memory, MiB": rows, "frames/s": rows[:2]}, "minutes", title="soak")
+    above, below = figure.axes
+    assert [axes.get_title(loc="left") for axes in (above, below)] == ["memory, MiB", "frames/s"]
+    assert above.get_ylim()[0] == 0 and above.get_ylim()[1] > 8 and below.get_xlabel() == "minutes"
+    assert above.lines[0].get_ydata().tolist() == [5, 6, 7, 8]
+
+
+def test_a_histogram_counts_all_values_and_names_its_marks():
+    figure = plot.histogram(np.array([10.0, 10, 20, 30]), {"p50": 15.0}, "ms", "frames")
+    (axes,) = figure.axes
+    assert sum(bar.get_height() for bar in axes.patches) == 4 and axes.get_xlim()[0] <= 0.5
+    assert axes.get_title(loc="left") == "p50 15" and axes.lines[0].get_xdata()[0] == 15
+    assert not plot.histogram(np.array([])).axes[0].lines

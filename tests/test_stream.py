@@ -145,7 +145,7 @@ def test_streams_side_by_side_keep_to_themselves():
 def test_causal_mask_and_time_steps_reach_the_network(monkeypatch):
     model, seen = micro.model(), []
     unet = model.denoising_unet
-    monkeypatch.setattr(unet, "forward", lambda x, t, *a, temporal_mask=None: seen.append((t, temporal_mask)) or x)
+    monkeypatch.setattr(unet, "forward", lambda x, t, *a, temporal_mask=None, **_: seen.append((t, temporal_mask)) or x)
     s = Stream(model, 16, 4, guidance=2.0, causal=True)
     s.reference(micro.pictures(seed=9))
     s.push(list(micro.pictures(20)))
@@ -164,6 +164,41 @@ def test_guidance_acts_and_reaches_every_frame():
         for w in (1.0, 4.0)
     )
     assert not np.array_equal(a, b)
+
+
+def test_without_temporal_strength_frames_do_not_see_each_other():
+    """At strength 0 a changed condition changes its own frame alone; any other strength lets neighbours see it."""
+    model, picture = micro.model(), micro.pictures(seed=9)
+    conditions = micro.pictures(8)
+    changed = conditions.copy()
+    changed[3] = 255
+
+    def frames(strength, pushed):
+        s = Stream(model, 4, 2, guidance=2.0, temporal_strength=strength)
+        s.reference(picture)
+        return np.stack(s.push(list(pushed)) + s.flush())
+
+    same, alone, half = (frames(w, conditions) == frames(w, changed) for w in (1.0, 0.0, 0.5))
+    others = [0, 1, 2, 4, 5, 6, 7]
+    assert alone[others].all() and not alone[3].all() and not same[others].all() and not half[others].all()
+
+
+def test_temporal_strength_may_change_while_it_streams():
+    whole, turned = stream(), stream(temporal_strength=0.0)
+    turned.temporal_strength = 1.0
+    conditions = list(micro.pictures(10))
+    assert np.array_equal(whole.push(conditions), turned.push(conditions))
+    turned.temporal_strength = 0.0
+    assert not np.array_equal(whole.push(conditions), turned.push(conditions))
+
+
+def test_seconds_are_counted_by_part():
+    s = stream()
+    assert s.seconds == {"guider": 0.0, "network": 0.0, "decoder": 0.0}
+    s.push(list(micro.pictures(4)))
+    assert s.seconds["guider"] > 0 < s.seconds["network"] and s.seconds["decoder"] == 0  # no frame is out yet
+    s.push(list(micro.pictures(4)))
+    assert s.seconds["decoder"] > 0
 
 
 def test_memory_stays_constant_over_ten_thousand_pushes():

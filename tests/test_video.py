@@ -1,5 +1,6 @@
 """Video files: what is written comes back, any range exactly, and every kind of broken file is named."""
 
+import io
 import pickle
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from rainlab.data.video import VideoError, iter_video, probe, read_picture, read_video, write_video
 
@@ -238,7 +240,6 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_pictures(tmp_path):
-    from PIL import Image
 
     picture = np.random.default_rng(0).integers(0, 256, (40, 30, 4), dtype=np.uint8)
     picture[:5, :, 3] = 0
@@ -254,3 +255,23 @@ def test_pictures(tmp_path):
     for name in ("b.png", "missing.png"):
         with pytest.raises(VideoError, match="a picture file"):
             read_picture(tmp_path / name)
+
+
+def test_pictures_from_bytes_and_cameras(tmp_path):
+    picture = noise(40, 30, 3)
+    data = io.BytesIO()
+    turned = Image.Exif()
+    turned[0x0112] = 6  # the camera was held on its side
+    Image.fromarray(picture).save(data, "png", exif=turned)
+    assert np.array_equal(read_picture(data), np.rot90(picture, -1))
+    for broken in (b"", b"nothing", data.getvalue()[:200]):
+        with pytest.raises(VideoError, match="the picture.*a picture file"):
+            read_picture(io.BytesIO(broken))
+
+
+def test_a_picture_that_would_fill_the_memory_is_refused(monkeypatch):
+    data = io.BytesIO()
+    Image.fromarray(noise(40, 30, 3)).save(data, "png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(VideoError, match="decompression bomb"):
+        read_picture(data)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -183,18 +184,23 @@ def read_video(
     return np.stack(list(iter_video(path, start, stop, size, fit))), probe(path)["fps"]
 
 
-def read_picture(path: str | Path, size: tuple[int, int] | None = None, fit: str = "error") -> np.ndarray:
-    """A picture file as uint8 (h, w, 3) RGB, transparent parts white; `size`, `fit` and errors as in `iter_video`."""
-    from PIL import Image, UnidentifiedImageError
+def read_picture(path: str | Path | BytesIO, size: tuple[int, int] | None = None, fit: str = "error") -> np.ndarray:
+    """A picture file, or its bytes, as uint8 (h, w, 3) RGB, upright, transparent parts white.
 
+    `size`, `fit` and errors as in `iter_video`.
+    """
+    from PIL import Image, ImageOps
+
+    name = "the picture" if isinstance(path, BytesIO) else str(path)
     try:
         with Image.open(path) as file:
-            whole = Image.new("RGBA", file.size, "white")
-            whole.alpha_composite(file.convert("RGBA"))
-    except (OSError, UnidentifiedImageError) as error:
-        raise VideoError(str(path), str(error), "a picture file", "correct the path, or give another file") from error
+            upright = ImageOps.exif_transpose(file).convert("RGBA")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise VideoError(name, str(error), "a picture file", "correct the path, or give another file") from error
+    whole = Image.new("RGBA", upright.size, "white")
+    whole.alpha_composite(upright)
     picture = np.asarray(whole.convert("RGB"))
-    return picture if size is None else _resize(picture[crop_to(picture.shape[:2], size, fit, path)], size)
+    return picture if size is None else _resize(picture[crop_to(picture.shape[:2], size, fit, name)], size)
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float = 12.0, lossless: bool = False, crf: int = 18) -> None:

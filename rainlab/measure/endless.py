@@ -115,10 +115,13 @@ def _compare(ours: np.ndarray, truth: np.ndarray, mask: np.ndarray, another: np.
     return {name: float(values[name][0]) for name in NAMES}
 
 
-def drift(values: list[float], draws: int = 2000) -> metrics.Estimate:
-    """Slope over 1000 frames of one value for each stretch, with its 95 % bootstrap interval over stretches."""
+def drift(values: list[float], spacing: float = STRETCH / 1000, draws: int = 2000) -> metrics.Estimate:
+    """Slope of values at even distances, with its 95 % bootstrap interval over them.
+
+    spacing: between two values in units of which the slope is one; as it is: thousands of frames between stretches.
+    """
     y = np.asarray(values)
-    x = np.arange(len(y)) * STRETCH / 1000
+    x = np.arange(len(y)) * spacing
     rng = np.random.default_rng(0)
     picks = rng.integers(len(y), size=(draws, len(y)))
     slopes = [np.polyfit(x[pick], y[pick], 1)[0] for pick in picks if np.ptp(x[pick]) > 0]

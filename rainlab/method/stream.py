@@ -8,7 +8,9 @@ generator change; what the reference gave (bank and context) stays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -39,7 +41,8 @@ class Stream:
             the paper's (K = 16, p = 4, N = 1, ω = 2).
         window, groups, steps_per_group: K, p, N; p divides K. Sampling steps are p·N.
         guidance: ω, the strength of the absorbed classifier-free guidance; a network without ω embedding (before
-            distillation) takes none.
+            distillation) takes none. This and the next may be changed while it streams (attributes of these names).
+        temporal_strength: factor of what the motion modules add, 1 as trained; 0: frames do not see each other.
         seed: of the noise; on one machine the same seed and conditions give the same frames bit for bit however they
             are pushed.
         causal: a frame attends to itself and to earlier slots of the window only (the ablation of section 5.4).
@@ -47,6 +50,8 @@ class Stream:
         noise: replaces the generator and its seed, ``shape -> tensor``; called with the shape of the new group (none
             when draining), then, after every network call, with that of the whole window, also where the coefficient
             of a frame is zero (as the published code draws it).
+
+    ``seconds`` holds the wall time spent so far in the parts "guider", "network" and "decoder" of all pushes.
 
     Raises:
         ValueError: p does not divide K, p·N exceeds T, N < 1, K exceeds what the network's positional encoding holds,
@@ -64,6 +69,7 @@ class Stream:
         seed: int = 0,
         batch: int | None = None,
         noise: Noise | None = None,
+        temporal_strength: float = 1.0,
     ):
         unet, given = model.denoising_unet, dict(window=window, groups=groups, steps_per_group=steps_per_group,
                                                  guidance=guidance, causal=causal)  # fmt: skip
@@ -78,6 +84,8 @@ class Stream:
         self.window, self.groups, self.steps_per_group = cfg.window, cfg.groups, cfg.steps_per_group
         self.group_size = cfg.window // cfg.groups
         self.guidance = float(cfg.guidance) if unet.cfg.guidance_dim else None
+        self.temporal_strength = temporal_strength
+        self.seconds = {"guider": 0.0, "network": 0.0, "decoder": 0.0}
         parameter = unet.conv_in.weight
         self.device, self.dtype = parameter.device, parameter.dtype
         self._times = schedule.stream_times(cfg.groups, cfg.steps_per_group).to(self.device)
@@ -192,11 +200,12 @@ class Stream:
             self._latents = fresh if self._latents is None else torch.cat([self._latents, fresh], dim=1)
             self._pose = pose if self._pose is None else torch.cat([self._pose, pose], dim=1)
             self._levels.append(self.groups - 1)
-        for j in range(self.steps_per_group):
-            now, after = (self._timesteps(j + k) for k in (0, 1))
-            v = self._predict(self._latents, now)
-            step_noise = self._noise(tuple(self._latents.shape))
-            self._latents = schedule.consistency_step(self._latents, v, now, after, step_noise)
+        with self._clock("network"):
+            for j in range(self.steps_per_group):
+                now, after = (self._timesteps(j + k) for k in (0, 1))
+                v = self._predict(self._latents, now)
+                step_noise = self._noise(tuple(self._latents.shape))
+                self._latents = schedule.consistency_step(self._latents, v, now, after, step_noise)
         clean = self._pop() if self._levels[0] == 0 else None
         self._levels = [level - 1 for level in self._levels]
         return clean
@@ -209,6 +218,14 @@ class Stream:
         self._latents = self._latents[:, g:].clone() if self._levels else None
         self._pose = self._pose[:, g:].clone() if self._levels else None
         return clean
+
+    @contextmanager
+    def _clock(self, part: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if self.device.type == "cuda":  # kernels run on by themselves
+            torch.cuda.synchronize(self.device)
+        self.seconds[part] += time.perf_counter() - start
 
     def _timesteps(self, call: int) -> Tensor:
         """Table indices ``(b, f)`` before (``call``) or after (``call + 1``) a network call; -1 is clean."""
@@ -223,21 +240,24 @@ class Stream:
             guidance = guidance_embedding(strength, self.model.denoising_unet.cfg.guidance_dim).to(self.dtype)
         mask = None if self._mask is None else self._mask[:f, :f]
         return self.model.denoising_unet(
-            latents, timesteps, self._context, self._pose, guidance, self._bank, temporal_mask=mask
-        )
+            latents, timesteps, self._context, self._pose, guidance, self._bank, temporal_mask=mask,
+            temporal_strength=self.temporal_strength,
+        )  # fmt: skip
 
     def _noise(self, shape: tuple[int, ...]) -> Tensor:
         noise = self._given_noise(shape) if self._given_noise else torch.randn(shape, generator=self._generator)
         return noise.to(self.device, self.dtype)
 
     def _features(self, conditions: list[Tensor]) -> Tensor:
-        return self.model.pose_guider(to_unit(torch.stack(conditions, dim=1)).to(self.dtype))
+        with self._clock("guider"):
+            return self.model.pose_guider(to_unit(torch.stack(conditions, dim=1)).to(self.dtype))
 
     def _decode(self, latents: Tensor | None) -> list[np.ndarray]:
         if latents is None:
             return []
-        pictures, self._memory = self.model.autoencoder.decode_next(latents, self._memory)
-        frames = to_uint8(pictures.float()).cpu().numpy()
+        with self._clock("decoder"):
+            pictures, self._memory = self.model.autoencoder.decode_next(latents, self._memory)
+            frames = to_uint8(pictures.float()).cpu().numpy()
         return [frames[:, i] if self.batch else frames[0, i] for i in range(frames.shape[1])]
 
     def _picture(self, picture: np.ndarray | Tensor, what: str, size: tuple[int, int] | None) -> Tensor:

@@ -38,6 +38,7 @@ class Condition:
     reference: dict[str, Tensor] | None = None  # name -> (b, h·w, c)
     reference_keep: Tensor | None = None  # (b,) bool
     temporal_mask: Tensor | None = None  # (f, f)
+    temporal_strength: float = 1.0  # of what the motion modules add
     bank: dict[str, Tensor] | None = None  # filled instead of read when the network is the reference network
 
 
@@ -198,7 +199,8 @@ class TemporalTransformer(nn.Module):
         f, (height, width) = cond.frames, x.shape[-2:]
         y = self.proj_in(rearrange(self.norm(x), "(b f) c h w -> (b h w) f c", f=f))
         y = self.proj_out(self.transformer_blocks[0](y, cond.temporal_mask))
-        return x + rearrange(y, "(b h w) f c -> (b f) c h w", h=height, w=width)
+        y = rearrange(y, "(b h w) f c -> (b f) c h w", h=height, w=width)
+        return x + (y if cond.temporal_strength == 1 else cond.temporal_strength * y)
 
 
 class MotionModule(nn.Module):
@@ -326,6 +328,7 @@ class UNet(nn.Module):
         reference: dict[str, Tensor] | None = None,
         temporal_mask: Tensor | None = None,
         reference_keep: Tensor | None = None,
+        temporal_strength: float = 1.0,
     ) -> Tensor:
         """Predict v.
 
@@ -338,6 +341,7 @@ class UNet(nn.Module):
             reference: the bank of the reference network, name -> ``(b, h·w, c)``.
             temporal_mask: ``(f, f)``; bool (True = row may attend to column) or additive float.
             reference_keep: ``(b,)`` bool; False drops the bank for that sample (the null of classifier-free guidance).
+            temporal_strength: factor of what the motion modules add; 0 leaves every frame alone.
 
         Returns:
             v, shaped like ``latents``.
@@ -351,7 +355,7 @@ class UNet(nn.Module):
         b, f = timesteps.shape
         emb = self._embed(timesteps.reshape(-1), guidance.repeat_interleave(f, 0) if guidance is not None else None)
         tokens = context.repeat_interleave(f, dim=0)
-        cond = Condition(emb, tokens, f, reference, reference_keep, temporal_mask)
+        cond = Condition(emb, tokens, f, reference, reference_keep, temporal_mask, temporal_strength)
         x = self._backbone(latents.flatten(0, 1), pose.flatten(0, 1) if pose is not None else None, cond)
         return self.conv_out(F.silu(self.conv_norm_out(x))).unflatten(0, (b, f))
 

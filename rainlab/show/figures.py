@@ -17,6 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from rainlab.files import atomic_path, root
 from rainlab.runs import Run
@@ -70,16 +71,24 @@ def folder() -> Path:
     return Path(os.environ.get("RAINLAB_FIGURES") or root() / "figures")
 
 
-def save(figure: Figure, name: str, caption: str, runs: Sequence[Run | str] = (), notebook: str = "") -> Path:
-    """Write `<name>.png` into `folder()` and bring its index.md up to date; the same figure
-    gives the same bytes on one machine.
+def save(
+    figure: Figure | Image.Image, name: str, caption: str, runs: Sequence[Run | str] = (), notebook: str = ""
+) -> Path:
+    """Write `<name>.png` into `folder()` and bring its index.md up to date; the same figure, or picture, gives the same
+    bytes on one machine.
 
     The picture carries caption, notebook and run ids in its own text fields, and the index is made anew from all
     pictures there: nothing can drift apart, and a deleted figure leaves the index at the next call.
     """
     path, about = folder() / f"{name}.png", _about(name, caption, runs, notebook)
     with atomic_path(path) as temporary:
-        figure.savefig(temporary, dpi=120, bbox_inches="tight", metadata=about | {"Software": None})
+        if isinstance(figure, Image.Image):
+            fields = PngInfo()
+            for key, text in about.items():
+                fields.add_itxt(key, text)
+            figure.save(temporary, pnginfo=fields)
+        else:
+            figure.savefig(temporary, dpi=120, bbox_inches="tight", metadata=about | {"Software": None})
     _write_index()
     return path
 

@@ -11,12 +11,12 @@ import numpy as np
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 
-from rainlab.show.figures import COLOURS, GREY, INK, NOISE, STYLE, new_figure, save, save_film, use_style, webp
+from rainlab.show.figures import COLOURS, GREY, INK, NOISE, STYLE, folder, new_figure, save, save_film, use_style, webp
 from rainlab.show.staircase import staircase
 
 __all__ = [
-    "attention", "bars_with_ci", "curves", "depth_rgb", "flow_rgb", "save", "save_film", "sheet", "staircase", "strip",
-    "use_style", "video",
+    "attention", "bars_with_ci", "curves", "depth_rgb", "flow_rgb", "folder", "histogram", "save", "save_film", "sheet",
+    "stack", "staircase", "strip", "use_style", "video",
 ]  # fmt: skip
 _WIDTH = 960  # pixels across a notebook
 
@@ -154,6 +154,41 @@ def _running_mean(values: np.ndarray, reach: int) -> np.ndarray:
     weights = np.hanning(2 * reach + 3)
     total, weight = (np.convolve(v, weights)[reach + 1 : -reach - 1] for v in (values, np.ones_like(values)))
     return total / weight
+
+
+@mpl.rc_context(STYLE)
+def stack(series: Mapping[str, Sequence[Mapping[str, float]]], x: str, title: str | None = None) -> Figure:
+    """Several quantities over the same x, one above the other: ``{label with unit: rows}`` with `x` and "value"."""
+    figure = new_figure(7, 0.6 + 1.5 * len(series), layout="constrained")
+    panels = figure.subplots(len(series), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (label, rows), colour in zip(panels, series.items(), COLOURS, strict=False):
+        axes.plot([row[x] for row in rows], [row["value"] for row in rows], color=colour)
+        axes.set_title(label, fontsize=10, fontweight="normal")
+        axes.set_ylim(0, 1.15 * max((row["value"] for row in rows), default=1))
+        axes.margins(x=0.01)
+    panels[-1].set_xlabel(x)
+    figure.align_ylabels(panels)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
+    return figure
+
+
+@mpl.rc_context(STYLE)
+def histogram(
+    values: np.ndarray, marks: Mapping[str, float] | None = None, xlabel: str = "", ylabel: str = "", bins: int = 40
+) -> Figure:
+    """How often which values occur, from 0 on, with lines at `marks`, which the title names in order."""
+    figure = new_figure(7, 2.6, layout="constrained")
+    axes = figure.add_subplot()
+    edges = np.linspace(0, 1.15 * float(np.max(values, initial=0)) or 1.0, bins + 1)
+    axes.hist(values, edges, color=COLOURS[0], alpha=0.85)
+    axes.set(xlabel=xlabel, ylabel=ylabel)
+    axes.margins(x=0.01)
+    for value in (marks or {}).values():
+        axes.axvline(value, color=INK, linewidth=1.2)
+    named = ", ".join(f"{label} {value:.4g}" for label, value in (marks or {}).items())
+    axes.set_title(named, fontweight="normal", fontsize=10)
+    return figure
 
 
 @mpl.rc_context(STYLE)

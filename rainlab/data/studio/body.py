@@ -83,8 +83,7 @@ def render(
     body = {name: value[clip] for name, value in measures.items()}
     capsules, points, seen = stage(body, move)
 
-    scale = min(height / 2, width / (2 * REACH))
-    centre = torch.tensor([(width - 1) / 2, (height - 1) / 2, 0], dtype=torch.float64)
+    scale, centre = _camera(size)
     pixels = {name: capsules[name] * scale + centre for name in ("start", "end")}
     figure = shapes(**{**capsules, **pixels, "radius": capsules["radius"] * scale})
     ground = torch.full_like(move["x"], GROUND)
@@ -120,6 +119,24 @@ def render(
 def pauses(motion_seeds, low, high):
     """How many frames each motion's clip leaves out after its first, between low and high: int64 (b,)."""
     return Lots(motion_seeds)("pause", low, high + 1).long()
+
+
+def keypoints(measures, move, size):
+    """Key points of n characters in given poses, without rendering: float32 (n, 18, 3) as in BodyClips.
+
+    measures: from `people`; move: angles and shifts like those of `motion.movement`, float64 (n,); size: (height,
+    width) of the picture.
+    """
+    _, points, seen = stage(measures, move)
+    scale, centre = _camera(size)
+    return _keypoints(points * scale + centre, seen, size)
+
+
+def _camera(size):
+    """Pixels per unit of length, and where the world's origin is in the picture, float64 (3,)."""
+    height, width = size
+    centre = torch.tensor([(width - 1) / 2, (height - 1) / 2, 0], dtype=torch.float64)
+    return min(height / 2, width / (2 * REACH)), centre
 
 
 def _keypoints(points, seen, size):
