@@ -1,6 +1,6 @@
 # Makes the environment (.venv) and calls doit, pytest or JupyterLab in it; `make` alone lists the commands.
 # Variables: PYTHON=... the Python to make .venv with, PRESET=... passed on to doit, WORKERS=... parallel tests,
-# LAB_FLAGS=... further flags of JupyterLab.
+# LAB_FLAGS=... further flags of JupyterLab or of the demo's server, MINUTES=... of the soak.
 
 SHELL   := bash
 unexport PYTHONDONTWRITEBYTECODE  # packages are installed without bytecode, which takes a minute: the first import writes it
@@ -23,7 +23,7 @@ CANDIDATES = $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 python3
 SUITABLE   = import sys, venv, ensurepip; v = sys.version_info; \
 	(3, 11) <= v < (3, 14) and print(v.minor, sys._base_executable)
 
-.PHONY: help setup tables train test lab notebooks clean FORCE
+.PHONY: help setup tables train test lab demo soak notebooks clean FORCE
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -44,6 +44,12 @@ test: setup  ## ruff, unit tests, and the committed notebooks against their outp
 
 lab: setup  ## open JupyterLab on the tour
 	@$(RUN) python -m jupyterlab --ip=127.0.0.1 --LabApp.default_url=/lab/tree/notebooks/00_tour.ipynb $(LAB_FLAGS)
+
+demo: setup  ## open the live demo in a browser window, without code, on this machine only
+	@$(RUN) python -m voila notebooks/50_stream_demo.ipynb --Voila.ip=127.0.0.1 $(LAB_FLAGS)
+
+soak: setup  ## half an hour of random hands on the live demo in Chromium; writes a run "soak"
+	@$(RUN) python tests/browser.py --minutes $(or $(MINUTES),30)
 
 notebooks: setup  ## execute the committed notebooks again, on one thread like the tests
 	@OMP_NUM_THREADS=1 $(DOIT) notebooks

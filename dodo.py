@@ -36,6 +36,7 @@ CODE = [str(path) for path in sorted((ROOT / "rainlab").rglob("*.py"))]
 FULL = make_preset(PRESET)
 K8, CAUSAL = (override(FULL, change) for change in list(evaluate.ABLATIONS.values())[1:])
 
+WIDGET = "application/vnd.jupyter.widget-view+json"
 DOIT_CONFIG = {
     "default_tasks": ["tables"],
     "verbosity": 2,
@@ -169,8 +170,11 @@ def refresh(source: Path) -> None:
     subprocess.run([sys.executable, "-m", "nbstripout", str(source), *keep], check=True)
     notebook = json.loads(source.read_text("utf-8"))
     for metadata in (notebook["metadata"], *(cell["metadata"] for cell in notebook["cells"])):
-        for key in ("papermill", "execution"):
+        for key in ("papermill", "execution", "widgets"):
             metadata.pop(key, None)
+    for cell in notebook["cells"]:  # a widget without its kernel cannot be shown
+        outputs = cell.get("outputs", ())
+        cell |= {"outputs": [o for o in outputs if WIDGET not in o.get("data", ())]} if outputs else {}
     notebook["metadata"]["language_info"].pop("version", None)  # any Python from 3.11 on
     with atomic_path(source) as temporary:
         temporary.write_text(json.dumps(notebook, indent=1, ensure_ascii=False) + "\n", "utf-8")
