@@ -43,18 +43,24 @@ def hardware(project: Path) -> dict[str, str | int | None]:
     }
 
 
+def code(project: Path) -> dict[str, str | bool | None]:
+    """The commit of a git repository, and whether the package differs from it; None where that is not known."""
+    changes = _command(project, "git", "status", "--porcelain", "--", "rainlab")
+    return {
+        "commit": _command(project, "git", "rev-parse", "HEAD"),
+        "dirty": None if changes is None else changes != "",
+    }
+
+
 def made_with(project: Path, seconds: float) -> dict:
-    """How and on what a run was made: date, code, versions, hardware. No path, user or host name: it is committed.
+    """How and on what a run was made: date, versions, hardware. No path, user or host name: it is committed.
 
     Args:
-        project: folder of the git repository. seconds: what the run took.
+        project: folder to start commands in. seconds: what the run took.
     """
-    changes = _command(project, "git", "status", "--porcelain", "--", "rainlab")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),  # of this process: a resumed run doesn't count what was interrupted
-        "commit": _command(project, "git", "rev-parse", "HEAD"),
-        "dirty": None if changes is None else changes != "",  # the package differs from that commit
         "versions": versions(),
         "hardware": hardware(project),
     }

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from rainlab.files import atomic_path, plain, root, write_json
-from rainlab.provenance import made_with
+from rainlab.provenance import code, made_with
 
 FILES = ("config.json", "metrics.json", "provenance.json")  # written in this order: the last one makes a run finished
 
@@ -58,6 +58,7 @@ class Run:
         self.name, self.config, self.version, self.inputs = name, config, version, inputs
         self._rows: dict[str, dict] = {}  # keyed by what tells rows apart
         self._opened = time.perf_counter()
+        self._code = None if self.finished else code(root())  # now: files edited while it runs are not what runs
 
     def __repr__(self) -> str:
         return f"Run({self.id!r}, {'finished' if self.finished else 'unfinished'})"
@@ -123,7 +124,7 @@ class Run:
         self._refuse_if_finished()
         write_json(self.path / "config.json", self._identity())
         write_json(self.path / "metrics.json", list(self._rows.values()))
-        made = made_with(root(), time.perf_counter() - self._opened)
+        made = made_with(root(), time.perf_counter() - self._opened) | self._code
         write_json(self.path / "provenance.json", self._notes() | made | {"run": self.id})
         return self
 
@@ -135,7 +136,7 @@ class Run:
         if self.path.is_dir():
             shutil.rmtree(self.path)
         self._rows.clear()
-        self._opened = time.perf_counter()
+        self._opened, self._code = time.perf_counter(), code(root())
         write_json(self.path / "config.json", self._identity())
         return self
 

@@ -256,6 +256,10 @@ def test_provenance_knows_the_commit_and_whether_the_package_differs(project):
     assert (first["commit"], first["dirty"]) == (git("rev-parse", "HEAD"), False)
     (project / "rainlab" / "a.py").write_text("2")
     assert provenance(2)["dirty"] is True
+    git("commit", "-qam", "second")
+    run = runs.open_run("eval", {"seed": 3}, 1)
+    (project / "rainlab" / "a.py").write_text("3")  # while it runs
+    assert json.loads((run.finish().path / "provenance.json").read_text())["dirty"] is False
 
 
 # -- find and publish ------------------------------------------------------------------------------------------------
