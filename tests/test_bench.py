@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from rainlab.measure import bench
+from rainlab.method.fast import REWRITES
 from rainlab.method.stream import Stream
 
 
@@ -87,7 +88,7 @@ def test_importing_runs_in_a_new_python():
 def test_unknown_benchmark_is_named(capsys):
     with pytest.raises(SystemExit):
         bench.main(["stduio"])
-    assert "got stduio, expected names of imports, studio, pose_pictures, engine, tick" in capsys.readouterr().err
+    assert "got stduio, expected names of imports, studio, pose_pictures, engine, fast, tick" in capsys.readouterr().err
 
 
 CONFIG = micro.micro()  # K = 8, p = 4
@@ -122,6 +123,14 @@ def test_engine_counts_frames_and_network_calls(monkeypatch):
 def counted(model, seen):
     model.denoising_unet.register_forward_pre_hook(lambda _, args: seen.append(args[0].shape[0] * args[0].shape[1]))
     return model
+
+
+def test_fast_is_compared_with_plain_and_each_rewrite_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "make_preset", {"micro": CONFIG}.get)
+    rows = bench.main(["fast", "--preset", "micro", "--quick", "--json", str(tmp_path / "speed.json")])
+    assert [row.contender for row in rows] == ["plain", *(f"{name} alone" for name in REWRITES), "fast"]
+    ratio = json.loads((tmp_path / "speed.json").read_text())["fast_over_plain"]
+    assert ratio == {"median": rows[-1].speed, "low": rows[-1].speed_low, "high": rows[-1].speed_high}
 
 
 def test_a_tick_and_its_parts_run():

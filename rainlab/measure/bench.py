@@ -1,4 +1,4 @@
-"""Side-by-side timings: `python -m rainlab.measure.bench [NAME ...] [--quick] [--json PATH]`.
+"""Side-by-side timings: `python -m rainlab.measure.bench [NAME ...] [--preset NAME] [--quick] [--json PATH]`.
 
 A benchmark is a function that returns contenders: name -> callable that does one repetition and returns how much work
 that was (frames, calls). The first contender is what the others are compared with. Repetitions are interleaved
@@ -27,6 +27,7 @@ from rainlab.data.clips import Clip, StudioClips
 from rainlab.data.studio import body
 from rainlab.files import root, write_json
 from rainlab.method import sampling
+from rainlab.method.fast import REWRITES
 from rainlab.method.rain import RAIN, to_signed, to_unit
 from rainlab.method.stream import Stream
 
@@ -61,6 +62,7 @@ class Row:
 
 
 BENCHMARKS: dict[str, Benchmark] = {}
+PRESET_TAKEN = ("engine", "fast", "tick")
 
 
 def benchmark(unit: str, threads: int | None = None) -> Callable:
@@ -152,6 +154,20 @@ def engine(quick: bool, preset: Preset | None = None) -> Contenders:
     return {label: partial(contender, call) for label, call in calls.items()}
 
 
+@benchmark("frames/s")
+def fast(quick: bool, preset: Preset | None = None) -> Contenders:
+    """The stream as it is, with each rewrite of :mod:`rainlab.method.fast` alone, and with all of them."""
+    preset = preset or make_preset("small")
+    clip = StudioClips("test", 1, preset.stream.window, preset.data.size)[0]
+    model = RAIN.build(preset, motion=True, guidance=True)
+    made = {"plain": False} | {f"{name} alone": (name,) for name in REWRITES} | {"fast": True}
+
+    def contender(stream: Stream) -> float:
+        return len(stream.push(list(clip.condition)))
+
+    return {name: partial(contender, _running(model, clip, {"fast": how})) for name, how in made.items()}
+
+
 @benchmark("s")
 def tick(quick: bool, preset: Preset | None = None) -> Contenders:
     """One tick of a running stream, K/p conditions in and K/p frames out, and its parts."""
@@ -183,7 +199,7 @@ def tick(quick: bool, preset: Preset | None = None) -> Contenders:
 def timings(name: str, quick: bool = False, repetitions: int = 7, **options: Any) -> list[Row]:
     """Run one benchmark: each contender once unmeasured, then `repetitions` rounds of all. Raises KeyError.
 
-    `options` go to the benchmark: engine and tick take `preset`.
+    `options` go to the benchmark: those of PRESET_TAKEN take `preset`.
     """
     bench, before = BENCHMARKS[name], torch.get_num_threads()
     torch.set_num_threads(bench.threads or before)
@@ -258,6 +274,7 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
     """The command line; returns the rows."""
     parser = argparse.ArgumentParser(prog="python -m rainlab.measure.bench", description="Side-by-side timings.")
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}; default: all")
+    parser.add_argument("--preset", default="small", help=f"geometry of {', '.join(PRESET_TAKEN)}; default: small")
     parser.add_argument("--quick", action="store_true", help="little work, two repetitions: shows that it runs")
     parser.add_argument("--json", metavar="PATH", help="write the rows to this file, too")
     options = parser.parse_args(arguments)
@@ -265,11 +282,16 @@ def main(arguments: Sequence[str] | None = None) -> list[Row]:
         parser.error(f"got {', '.join(sorted(unknown))}, expected names of {', '.join(BENCHMARKS)}")
     rows = []
     for name in options.names or BENCHMARKS:
-        rows += timings(name, options.quick, 2 if options.quick else 7)
+        geometry = {"preset": make_preset(options.preset)} if name in PRESET_TAKEN else {}
+        rows += timings(name, options.quick, 2 if options.quick else 7, **geometry)
     print(table(rows))
     if options.json:
-        machine = provenance.versions() | provenance.hardware(root())
-        write_json(options.json, {"machine": machine, "rows": [asdict(row) for row in rows]})
+        written = {"machine": provenance.versions() | provenance.hardware(root()), "preset": options.preset,
+                   "rows": [asdict(row) for row in rows]}  # fmt: skip
+        for row in rows:
+            if (row.benchmark, row.contender) == ("fast", "fast"):
+                written["fast_over_plain"] = {"median": row.speed, "low": row.speed_low, "high": row.speed_high}
+        write_json(options.json, written)
     return rows
 
 

@@ -9,9 +9,10 @@ generator change; what the reference gave (bank and context) stays.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from rainlab.config import StreamConfig
 from rainlab.method import schedule
 from rainlab.method.embeddings import guidance_embedding
+from rainlab.method.fast import REWRITES, FastUNet, keep_freed_memory, laid_out
 from rainlab.method.rain import RAIN, to_signed, to_uint8, to_unit
 from rainlab.method.unet import causal_mask
 
@@ -42,6 +44,8 @@ class Stream:
         window, groups, steps_per_group: K, p, N; p divides K. Sampling steps are p·N.
         guidance: ω, the strength of the absorbed classifier-free guidance; a network without ω embedding (before
             distillation) takes none. This and the next may be changed while it streams (attributes of these names).
+        fast: compute with :class:`rainlab.method.fast.FastUNet`: the same up to rounding, with the weights as they are
+            now; or the names of the rewrites that it is to make.
         temporal_strength: factor of what the motion modules add, 1 as trained; 0: frames do not see each other.
         seed: of the noise; on one machine the same seed and conditions give the same frames bit for bit however they
             are pushed.
@@ -70,6 +74,7 @@ class Stream:
         batch: int | None = None,
         noise: Noise | None = None,
         temporal_strength: float = 1.0,
+        fast: bool | Collection[str] = False,
     ):
         unet, given = model.denoising_unet, dict(window=window, groups=groups, steps_per_group=steps_per_group,
                                                  guidance=guidance, causal=causal)  # fmt: skip
@@ -86,6 +91,13 @@ class Stream:
         self.guidance = float(cfg.guidance) if unet.cfg.guidance_dim else None
         self.temporal_strength = temporal_strength
         self.seconds = {"guider": 0.0, "network": 0.0, "decoder": 0.0}
+        self._network, self._guider, self._autoencoder = unet, model.pose_guider, model.autoencoder
+        if rewrites := REWRITES if fast is True else fast or ():
+            self._network = FastUNet(unet, rewrites)
+            self._guider, self._autoencoder = (laid_out(part, rewrites) for part in (self._guider, self._autoencoder))
+            if unet.conv_in.weight.device.type == "cpu":
+                keep_freed_memory()
+        self._strength: tuple[Any, Tensor | None] = (None, None)  # (b, ω), its embedding
         parameter = unet.conv_in.weight
         self.device, self.dtype = parameter.device, parameter.dtype
         self._times = schedule.stream_times(cfg.groups, cfg.steps_per_group).to(self.device)
@@ -234,13 +246,13 @@ class Stream:
 
     def _predict(self, latents: Tensor, timesteps: Tensor) -> Tensor:
         b, f = timesteps.shape
-        guidance = None
-        if self.guidance is not None:
+        if self.guidance is not None and self._strength[0] != (b, self.guidance):
             strength = torch.full((b,), self.guidance, device=self.device)
-            guidance = guidance_embedding(strength, self.model.denoising_unet.cfg.guidance_dim).to(self.dtype)
+            embedding = guidance_embedding(strength, self.model.denoising_unet.cfg.guidance_dim).to(self.dtype)
+            self._strength = (b, self.guidance), embedding
         mask = None if self._mask is None else self._mask[:f, :f]
-        return self.model.denoising_unet(
-            latents, timesteps, self._context, self._pose, guidance, self._bank, temporal_mask=mask,
+        return self._network(
+            latents, timesteps, self._context, self._pose, self._strength[1], self._bank, temporal_mask=mask,
             temporal_strength=self.temporal_strength,
         )  # fmt: skip
 
@@ -250,13 +262,13 @@ class Stream:
 
     def _features(self, conditions: list[Tensor]) -> Tensor:
         with self._clock("guider"):
-            return self.model.pose_guider(to_unit(torch.stack(conditions, dim=1)).to(self.dtype))
+            return self._guider(to_unit(torch.stack(conditions, dim=1)).to(self.dtype))
 
     def _decode(self, latents: Tensor | None) -> list[np.ndarray]:
         if latents is None:
             return []
         with self._clock("decoder"):
-            pictures, self._memory = self.model.autoencoder.decode_next(latents, self._memory)
+            pictures, self._memory = self._autoencoder.decode_next(latents, self._memory)
             frames = to_uint8(pictures.float()).cpu().numpy()
         return [frames[:, i] if self.batch else frames[0, i] for i in range(frames.shape[1])]
 

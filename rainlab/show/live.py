@@ -99,7 +99,7 @@ class Live:
         changed: called with the new state, from any thread, when it has changed.
         in_flight: frames that may be on their way to the viewer. threads: that the engine computes with; None: the
             environment variable OMP_NUM_THREADS, else one for each core but one, which the browser needs.
-        options: of the Stream.
+        options: of the Stream, which is a fast one if they do not say otherwise.
 
     ``state`` is "stopped", "running", "paused", "ended" (the driver came to its end, all its frames were shown),
     "unwatched" or "failed", and then ``error`` says why. In all but "running" and "paused" no thread is alive.
@@ -120,7 +120,7 @@ class Live:
         self.model, self.rate, self.in_flight = model, rate, in_flight
         self._cores = threads or int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) - 1))
         self._show, self._notify = show, changed or (lambda state: None)
-        self._driver, self._reference, self._options = driver, reference, options
+        self._driver, self._reference, self._options = driver, reference, {"fast": True} | options
         self._stream = self._new_stream()
         self.state, self.error = "stopped", None
         self._retired: list[Driver] = []  # replaced, and closed by the thread that may still be calling them
