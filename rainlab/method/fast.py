@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import ctypes
 from collections.abc import Collection
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -27,7 +28,6 @@ from torch import Tensor, nn
 
 from rainlab.method.unet import (
     Attention,
-    Condition,
     FeedForward,
     ResnetBlock,
     SpatialTransformer,
@@ -40,6 +40,20 @@ PAYS = 2**21  # multiplications from which a packed product is faster than a pla
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+@dataclass
+class Given:
+    """What the blocks see besides their input, in place of a :class:`rainlab.method.unet.Condition`."""
+
+    emb: list[Tensor]  # what each ResNet adds, (b·f, c, 1, 1)
+    looked: dict[str, Tensor]  # block -> what cross-attention adds, (b·f, 1, c); empty with more tokens than one
+    kept: dict[str, Tensor]  # block -> keys and values, see ReferenceAttention; empty without reference
+    context: Tensor  # (b·f, n, d)
+    frames: int
+    temporal_mask: Tensor | None = None
+    temporal_strength: float | Tensor = 1.0
+    bank: None = None
 
 
 class FastUNet(nn.Module):
@@ -64,20 +78,28 @@ class FastUNet(nn.Module):
             raise ValueError("got a reference network (out=False), expected a denoising network")
         self.cfg, self.rewrites = unet.cfg, frozenset(rewrites)
         self.unet = _copy(unet)
+        self.spatial: list[Spatial] = []
+        self.resnets: list[TimedResnet] = []
         self._replace(self.unet)
         _lay_out(self.unet, self.rewrites)
-        self._guidance: Tensor | None = None
-        self._times: dict[tuple[int, ...], Times] = {}
-        self._context: tuple[Tensor | None, int, Tensor | None] = (None, 0, None)
+        self._guidance: Tensor | None = None  # what the following belongs to
+        self._context: Tensor | None = None
+        self._reference: dict[str, Tensor] | None = None
+        self._added: dict[tuple[int, ...], list[Tensor]] = {}
+        self._looked: tuple[Tensor, dict[str, Tensor]]
+        self._kept: dict[str, Tensor] = {}
+        self._frames = 0
 
     def _replace(self, parent: nn.Module) -> None:
         for name, child in parent.named_children():
             if isinstance(child, SpatialTransformer):
-                setattr(parent, name, Spatial(child, self.rewrites))
+                self.spatial.append(Spatial(child, "packed" in self.rewrites))
+                setattr(parent, name, self.spatial[-1])
+            elif isinstance(child, ResnetBlock):
+                self.resnets.append(TimedResnet(child, len(self.resnets)))
+                setattr(parent, name, self.resnets[-1])
             elif isinstance(child, TemporalTransformer) and "temporal" in self.rewrites:
-                setattr(parent, name, Temporal(child, self.rewrites))
-            elif isinstance(child, ResnetBlock) and "embeddings" in self.rewrites:
-                setattr(parent, name, TimedResnet(child))
+                setattr(parent, name, Temporal(child, "packed" in self.rewrites))
             else:
                 self._replace(child)
 
@@ -94,30 +116,47 @@ class FastUNet(nn.Module):
         temporal_strength: float = 1.0,
     ) -> Tensor:
         """v, as :meth:`rainlab.method.unet.UNet.forward` gives it; no sample's reference can be dropped here."""
-        unet, (b, f) = self.unet, timesteps.shape
-        unet._check(latents, timesteps, context, pose, guidance, temporal_mask)
-        emb, tokens = self._embedded(timesteps, guidance), self._tokens(context, f)
-        cond = Condition(emb, tokens, f, reference, None, temporal_mask, temporal_strength)
-        x = unet._backbone(latents.flatten(0, 1), None if pose is None else pose.flatten(0, 1), cond)
-        return unet.conv_out(F.silu(unet.conv_norm_out(x))).contiguous().unflatten(0, (b, f))
-
-    def _embedded(self, timesteps: Tensor, guidance: Tensor | None) -> Tensor | Times:
-        if not (guidance is self._guidance or (guidance is not None and self._guidance is not None
-                                               and torch.equal(guidance, self._guidance))):  # fmt: skip
-            self._times, self._guidance = {}, guidance
+        self.unet._check(latents, timesteps, context, pose, guidance, temporal_mask)
+        f, keep = timesteps.shape[1], self.rewrites
+        if "embeddings" not in keep or not _equal(guidance, self._guidance):
+            self._guidance, self._added = guidance, {}
         key = (*timesteps.shape, *timesteps.flatten().tolist())
-        if key not in self._times:
-            rows = None if guidance is None else guidance.repeat_interleave(timesteps.shape[1], 0)
-            self._times[key] = Times(self.unet._embed(timesteps.reshape(-1), rows))
-        times = self._times[key]
-        return times if "embeddings" in self.rewrites else times.emb
+        if key not in self._added:
+            self._added[key] = self.added(timesteps, guidance)
+        if "context" not in keep or context is not self._context or f != self._frames:
+            self._context, self._looked = context, (context.repeat_interleave(f, 0), self.looked(context, f))
+        if "reference" not in keep or reference is not self._reference or f != self._frames:
+            self._reference, self._kept = reference, {} if reference is None else self.kept(reference, f)
+        self._frames = f
+        tokens, looked = self._looked
+        given = Given(self._added[key], looked, self._kept, tokens, f, temporal_mask, temporal_strength)
+        return self.denoise(latents, pose, given)
 
-    def _tokens(self, context: Tensor, frames: int) -> Tensor:
-        seen, f, tokens = self._context
-        if seen is not context or f != frames:
-            tokens = context.repeat_interleave(frames, dim=0)
-            self._context = context, frames, tokens
-        return tokens
+    def denoise(self, latents: Tensor, pose: Tensor | None, given: Given) -> Tensor:
+        """v of latents ``(b, f, c, h, w)``: a function of its arguments and weights alone."""
+        unet = self.unet
+        x = unet._backbone(latents.flatten(0, 1), None if pose is None else pose.flatten(0, 1), given)
+        return unet.conv_out(F.silu(unet.conv_norm_out(x))).contiguous().unflatten(0, latents.shape[:2])
+
+    def added(self, timesteps: Tensor, guidance: Tensor | None) -> list[Tensor]:
+        """What each ResNet adds at times ``(b, f)`` with ω embeddings ``(b, e)``: ``(b·f, c, 1, 1)`` each."""
+        rows = None if guidance is None else guidance.repeat_interleave(timesteps.shape[1], 0)
+        emb = F.silu(self.unet._embed(timesteps.reshape(-1), rows))
+        return [resnet.plain.time_emb_proj(emb)[:, :, None, None] for resnet in self.resnets]
+
+    def looked(self, context: Tensor, frames: int) -> dict[str, Tensor]:
+        """What each block gets of a context ``(b, 1, d)``: ``(b·frames, 1, c)``; nothing if there are more tokens."""
+        if context.shape[1] > 1:
+            return {}
+        return {block.name: block.look.only(context).repeat_interleave(frames, 0) for block in self.spatial}
+
+    def kept(self, bank: dict[str, Tensor], frames: int) -> dict[str, Tensor]:
+        """Keys and values of a bank behind room for those of so many frames; see :class:`ReferenceAttention`."""
+        return {block.name: block.attend.kept(bank[block.name], frames) for block in self.spatial}
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
 
 
 def laid_out(module: Module, rewrites: Collection[str] = REWRITES) -> Module:
@@ -143,30 +182,16 @@ def _lay_out(parent: Module, rewrites: Collection[str]) -> Module:
     return parent
 
 
-class Times:
-    """An embedding of times and ω ``(b·f, e)``, and what each ResNet adds for it."""
-
-    def __init__(self, emb: Tensor):
-        self.emb = emb
-        self._added: dict[nn.Module, Tensor] = {}
-
-    def added(self, projection: nn.Linear) -> Tensor:
-        """``(b·f, c, 1, 1)``."""
-        if projection not in self._added:
-            self._added[projection] = projection(F.silu(self.emb))[:, :, None, None]
-        return self._added[projection]
-
-
 class TimedResnet(nn.Module):
-    """A ResNet block; its ``emb`` is a :class:`Times`."""
+    """A ResNet block; what it adds for time and ω stands at its index in what it is given."""
 
-    def __init__(self, plain: ResnetBlock):
+    def __init__(self, plain: ResnetBlock, index: int):
         super().__init__()
-        self.plain = plain
+        self.plain, self.index = plain, index
 
-    def forward(self, x: Tensor, emb: Times) -> Tensor:
+    def forward(self, x: Tensor, added: list[Tensor]) -> Tensor:
         block = self.plain
-        h = block.conv1(F.silu(block.norm1(x), inplace=True)).add_(emb.added(block.time_emb_proj))
+        h = block.conv1(F.silu(block.norm1(x), inplace=True)).add_(added[self.index])
         return block.conv2(F.silu(block.norm2(h), inplace=True)).add_(block.conv_shortcut(x))
 
 
@@ -243,97 +268,92 @@ class Gated(nn.Module):
 class Spatial(nn.Module):
     """A spatial transformer: attention over ``[own; reference]``, to the context, feed-forward."""
 
-    def __init__(self, plain: SpatialTransformer, rewrites: Collection[str]):
+    def __init__(self, plain: SpatialTransformer, packed: bool):
         super().__init__()
-        block, packed = plain.transformer_blocks[0], "packed" in rewrites
-        self.name, self.norm, self.norms = plain.name, plain.norm, (block.norm1, block.norm2, block.norm3)
+        block = plain.transformer_blocks[0]
+        self.name, self.norm = plain.name, plain.norm
+        self.norms = nn.ModuleList([block.norm1, block.norm2, block.norm3])
         self.proj_in, self.proj_out = (
             Product(conv.weight.flatten(1), conv.bias, packed) for conv in (plain.proj_in, plain.proj_out)
         )
-        self.attend, self.look = ReferenceAttention(block.attn1, rewrites), block.attn2
-        self.ff = Gated(block.ff, packed)
-        self._keeps = "context" in rewrites
-        self._context: Tensor | None = None
+        self.attend, self.look, self.ff = ReferenceAttention(block.attn1, packed), block.attn2, Gated(block.ff, packed)
 
-    def forward(self, x: Tensor, cond: Condition) -> Tensor:
+    def forward(self, x: Tensor, given: Given) -> Tensor:
         height, tokens = x.shape[2], as_tokens(x)
         y = self.proj_in(as_tokens(self.norm(x)))
-        y = self.attend(self.norms[0](y), y, None if cond.reference is None else cond.reference[self.name])
-        y = y + self._look(y, cond.context)
+        y = self.attend(self.norms[0](y), y, given.kept.get(self.name))
+        y = y + (given.looked[self.name] if given.looked else self.look(self.norms[1](y), given.context))
         y = self.proj_out.plus(self.ff(self.norms[2](y), y), tokens)
         return as_picture(y, height)
 
-    def _look(self, y: Tensor, context: Tensor) -> Tensor:
-        if context.shape[1] > 1:
-            return self.look(self.norms[1](y), context)
-        if context is not self._context or not self._keeps:
-            self._context, self._constant = context, self.look.only(context)
-        return self._constant
-
 
 class ReferenceAttention(nn.Module):
-    """Attention over ``[own; reference]`` with its residual; the reference part is written once."""
+    """Attention over ``[own; reference]`` with its residual."""
 
-    def __init__(self, plain: Attention, rewrites: Collection[str]):
+    def __init__(self, plain: Attention, packed: bool):
         super().__init__()
-        self.heads, packed = plain.heads, "packed" in rewrites
-        self._keeps = "reference" in rewrites
+        self.heads = plain.heads
         self.qkv = Product(_scaled_qkv(plain), None, packed)
         self.kv = Product(torch.cat([plain.to_k.weight, plain.to_v.weight]), None, packed)
         self.out = Product(plain.to_out[0].weight, plain.to_out[0].bias, packed)
-        self._reference: Tensor | None = None
-        self._kept = torch.zeros(0)  # (2, b·f, heads, own + reference, d): keys and values
 
-    def forward(self, x: Tensor, residual: Tensor, reference: Tensor | None) -> Tensor:
-        """``x``: ``(b·f, own, c)``; ``reference``: ``(b, m, c)``."""
+    def forward(self, x: Tensor, residual: Tensor, kept: Tensor | None) -> Tensor:
+        """``x``: ``(b·f, own, c)``; ``kept``: as below, and written to; or ``(2, b, heads, m, d)`` without room."""
         n, own, c = x.shape
         qkv = self.qkv(x).view(n, own, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         k, v = qkv[1:]
-        if reference is not None:
-            if reference is not self._reference or self._kept.shape[1] != n or not self._keeps:
-                self._keep(reference, n, own)
-            self._kept[..., :own, :] = qkv[1:]
-            k, v = self._kept
+        if kept is not None and kept.shape[3] == own:
+            k, v = torch.cat([qkv[1:], kept.repeat_interleave(n // kept.shape[1], 1)], dim=3)
+        elif kept is not None:
+            kept[..., :own, :] = qkv[1:]
+            k, v = kept
         return self.out.plus(attend(qkv[0], k, v).transpose(1, 2).reshape(n, own, c), residual)
 
-    def _keep(self, reference: Tensor, n: int, own: int) -> None:
+    def projected(self, reference: Tensor) -> Tensor:
+        """Keys and values ``(2, b, heads, m, d)`` of states ``(b, m, c)``."""
         b, m, c = reference.shape
-        d = c // self.heads
-        projected = self.kv(reference).view(b, 1, m, 2, self.heads, d).permute(3, 0, 1, 4, 2, 5)
-        self._reference, self._kept = reference, reference.new_empty(2, n, self.heads, own + m, d)
-        self._kept.view(2, b, n // b, self.heads, own + m, d)[..., own:, :] = projected
+        return self.kv(reference).view(b, m, 2, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+
+    def kept(self, reference: Tensor, frames: int) -> Tensor:
+        """The same for each frame, ``(2, b·f, heads, 2·m, d)``, behind room for as many of its own."""
+        kv = self.projected(reference)
+        kept = kv.new_zeros(2, kv.shape[1], frames, self.heads, 2 * kv.shape[3], kv.shape[4])
+        kept[..., kv.shape[3] :, :] = kv[:, :, None]
+        return kept.flatten(1, 2)
 
 
 class Temporal(nn.Module):
     """A motion module on tokens ``(b·f, h·w, c)``."""
 
-    def __init__(self, plain: TemporalTransformer, rewrites: Collection[str]):
+    def __init__(self, plain: TemporalTransformer, packed: bool):
         super().__init__()
-        block, packed = plain.transformer_blocks[0], "packed" in rewrites
+        block = plain.transformer_blocks[0]
         self.norm, self.norms, self.ff_norm = plain.norm, block.norms, block.ff_norm
         self.heads = block.attention_blocks[0].heads
         self.proj_in, self.proj_out = (
             Product(linear.weight, linear.bias, packed) for linear in (plain.proj_in, plain.proj_out)
         )
         self.qkv, self.out = nn.ModuleList(), nn.ModuleList()
-        self.slots = []  # (length, 1, 3c): what the positional encoding is to queries, keys and values
+        self.slots = nn.ParameterList()  # (length, 1, 3c): the positional encoding in queries, keys and values
         for attention in block.attention_blocks:
             weight = _scaled_qkv(attention)
             self.qkv.append(Product(weight, None, packed))
-            self.slots.append(F.linear(attention.pos_encoder.pe[0].to(weight.dtype), weight)[:, None])
+            slots = F.linear(attention.pos_encoder.pe[0].to(weight.dtype), weight)[:, None]
+            self.slots.append(nn.Parameter(slots, requires_grad=False))
             self.out.append(Product(attention.to_out[0].weight, attention.to_out[0].bias, packed))
         self.ff = Gated(block.ff, packed)
 
-    def forward(self, x: Tensor, cond: Condition) -> Tensor:
+    def forward(self, x: Tensor, given: Given) -> Tensor:
         height, tokens = x.shape[2], as_tokens(x)
         y = self.proj_in(as_tokens(self.norm(x)))
         for norm, qkv, slots, out in zip(self.norms, self.qkv, self.slots, self.out, strict=True):
-            y = out.plus(self._attend(qkv(norm(y)), slots[: cond.frames], cond.temporal_mask), y)
+            y = out.plus(self._attend(qkv(norm(y)), slots[: given.frames], given.temporal_mask), y)
         y = self.ff(self.ff_norm(y), y)
-        if cond.temporal_strength == 1:
+        strength = given.temporal_strength
+        if isinstance(strength, float) and strength == 1:
             y = self.proj_out.plus(y, tokens)
         else:
-            y = self.proj_out(y).mul_(cond.temporal_strength).add_(tokens)
+            y = self.proj_out(y).mul_(strength).add_(tokens)
         return as_picture(y, height)
 
     def _attend(self, qkv: Tensor, slots: Tensor, mask: Tensor | None) -> Tensor:

@@ -169,7 +169,7 @@ class Stream:
         for condition in checked:
             self._waiting.append(condition)
             if len(self._waiting) == self.group_size:
-                frames += self._decode(self.tick(self._features(self._waiting)))
+                frames += self._turn(self._waiting)
                 self._waiting = []
         return frames
 
@@ -179,17 +179,20 @@ class Stream:
 
         A partial group is filled by repeating its last condition; the padding's frames are dropped.
         """
-        if self._latents is None and not self._waiting:
+        if not self._levels and not self._waiting:
             return []
-        padding, clean = 0, []
+        padding, frames = 0, []
         if self._waiting:
             padding = self.group_size - len(self._waiting)
-            clean.append(self.tick(self._features(self._waiting + self._waiting[-1:] * padding)))
-        while self._latents is not None:
-            clean.append(self.tick(None))
-        frames = [frame for latents in clean for frame in self._decode(latents)]
+            frames += self._turn(self._waiting + self._waiting[-1:] * padding)
+        while self._levels:
+            frames += self._turn(None)
         self.reset()
         return frames[: len(frames) - padding]
+
+    def _turn(self, conditions: list[Tensor] | None) -> list[np.ndarray]:
+        """One tick, from the conditions of a group (None: drain) to the frames that became clean."""
+        return self._decode(self.tick(None if conditions is None else self._features(conditions)))
 
     @torch.no_grad()
     def tick(self, pose: Tensor | None) -> Tensor | None:
