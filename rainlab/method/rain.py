@@ -90,7 +90,7 @@ def to_signed(pictures: Tensor) -> Tensor:
 
 def to_uint8(pictures: Tensor) -> Tensor:
     """float ``(…, 3, h, w)`` in [-1, 1] (clamped) -> uint8 ``(…, h, w, 3)``."""
-    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).movedim(-3, -1)
+    return ((pictures.clamp(-1, 1) + 1) * 127.5).round().movedim(-3, -1).to(torch.uint8)
 
 
 def guided_v(

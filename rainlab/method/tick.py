@@ -10,7 +10,7 @@ what the plain stream gives.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -21,7 +21,7 @@ from rainlab.config import StreamConfig
 from rainlab.method import schedule
 from rainlab.method.embeddings import guidance_embedding
 from rainlab.method.fast import FastUNet, Given, laid_out
-from rainlab.method.rain import RAIN, to_uint8, to_unit
+from rainlab.method.rain import RAIN, to_uint8
 from rainlab.method.stream import Stream
 from rainlab.method.unet import causal_mask
 
@@ -129,7 +129,8 @@ class Tick(nn.Module):
             the first group's frames, uint8 ``(b, K/p, H, W, 3)``, and the next state.
         """
         b, f = conditions.shape[0], self.window
-        features = self.guider(to_unit(conditions).to(self.dtype))
+        pictures = conditions.float().movedim(-1, -3) / 255  # uint8 is for inputs and outputs only in TensorRT
+        features = self.guider(pictures.to(self.dtype))
         features = torch.cat([state.features, features], 1).index_select(1, order)
         latents = torch.cat([state.latents, fresh], 1).index_select(1, order)
         looked = constants.looked.repeat_interleave(f, 0)[:, None].split(self._channels, -1)
@@ -207,6 +208,10 @@ class TickStream(Stream):
         super().__init__(model, *given, **options)
         if how == "graph" and self.device.type != "cuda":
             raise ValueError(f"how: got 'graph' on {self.device}, expected a CUDA device: use 'compiled' there")
+        if made_for := getattr(run, "made_for", {}):
+            mine = asdict(self.cfg) | {"guidance": made_for["guidance"], "size": made_for["size"]}
+            if made_for != mine:
+                raise ValueError(f"run: got a tick made for {made_for}, expected {mine}: export it for this stream")
         self._tick = Tick(model, self.cfg)
         self._run = run or self._tick
         if how != "eager" and run is None:
@@ -239,6 +244,8 @@ class TickStream(Stream):
         g, slots = self.group_size, self.window
         batch, size = self._context.shape[0], self._size
         if self._state is None:
+            if list(size) != (wanted := getattr(self._run, "made_for", {}).get("size", list(size))):
+                raise ValueError(f"pictures: got size {size}, but the exported tick takes {wanted}: export another")
             self._state = self._tick.start(batch, size)
         if self._constants[0] != self.guidance or self._constants[1] is None:
             self._constants = self.guidance, self._tick.constants(self._bank, self._context, self.guidance)
@@ -271,5 +278,5 @@ class TickStream(Stream):
         if not self._first:  # no frame is clean yet, and what the decoder saw was noise
             self._state = State(self._state.latents, self._state.features, before.memory)
             return []
-        shown = frames.cpu().numpy()
+        shown = frames.to("cpu", copy=True).numpy()  # an engine writes to the same place again
         return [shown[:, i] if self.batch else shown[0, i] for i in range(g)]

@@ -1,0 +1,111 @@
+"""Exported ticks: onnxruntime shows the plain stream's frames, TensorRT builds an engine without a GPU."""
+
+import contextlib
+import io
+import json
+
+import micro
+import numpy as np
+import pytest
+import torch
+from test_tick import films
+
+pytest.importorskip("onnxscript", reason="needs rainlab[export]")
+
+from rainlab.method import export  # noqa: E402
+from rainlab.method.export import OnnxTick, TensorRTTick, build_engine, to_onnx  # noqa: E402
+from rainlab.method.stream import Stream  # noqa: E402
+from rainlab.method.tick import TickStream  # noqa: E402
+
+MODEL = micro.model()
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """What the command line writes and says; an export takes a quarter of a minute, so there is one."""
+    path, said = tmp_path_factory.mktemp("export") / "tick.onnx", io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(said):
+        patch.setattr("rainlab.load", lambda name: MODEL)
+        export.main(["micro", "--onnx", str(path), "--time"])
+    return path, said.getvalue()
+
+
+@pytest.fixture
+def onnx(exported):
+    return exported[0]
+
+
+def test_onnxruntime_shows_the_frames_of_the_plain_stream(onnx):
+    conditions = list(micro.pictures(21))
+    plain, exported = films(Stream(MODEL), conditions), films(TickStream(MODEL, run=OnnxTick(onnx, 1)), conditions)
+    assert plain.shape == exported.shape and np.abs(plain - exported).max() <= 1
+
+
+def test_its_state_is_the_eager_tick_s_to_rounding(onnx):
+    tick, given = export.example(MODEL, MODEL.preset.stream, (32, 24))
+    given = (*given[:1], *(torch.randn_like(part) for part in given[1:3]), *given[3:])
+    with torch.no_grad():
+        (_, ours), (_, theirs) = tick(*given), OnnxTick(onnx, 1)(*given)
+    for a, b in ((ours.latents, theirs.latents), (ours.features, theirs.features)):
+        assert (a - b).abs().max() < 1e-5 * max(1.0, float(a.abs().max()))
+
+
+def test_nothing_is_allocated_from_the_third_call_on(onnx):
+    run, (_, given) = OnnxTick(onnx, 1), export.example(MODEL, MODEL.preset.stream, (32, 24))
+    places = []
+    for _ in range(5):
+        frames, state = run(*given)
+        places.append((frames.data_ptr(), state.latents.data_ptr()))
+    assert len(set(places)) == 2 and places[0] == places[2] == places[4]
+
+
+def test_a_tick_made_for_another_stream_is_refused(onnx):
+    with pytest.raises(ValueError, match="run: got a tick made for .*'window': 8.*'window': 4"):
+        TickStream(MODEL, window=4, run=OnnxTick(onnx, 1))
+    stream = TickStream(MODEL, run=OnnxTick(onnx, 1))
+    stream.reference(micro.pictures(size=(16, 16)))
+    with pytest.raises(ValueError, match=r"got size \(16, 16\), but the exported tick takes \[32, 24\]"):
+        stream.push(list(micro.pictures(2, size=(16, 16))))
+
+
+def test_other_files_are_refused(tmp_path):
+    for kind in (OnnxTick, TensorRTTick):
+        if kind is TensorRTTick:
+            pytest.importorskip("tensorrt_rtx")
+        with pytest.raises(FileNotFoundError, match="rainlab.method.export"):
+            kind(tmp_path / "none")
+    (tmp_path / "tick.onnx").write_bytes(b"no protobuf at all")
+    with pytest.raises(ValueError, match="tick.onnx: "):
+        OnnxTick(tmp_path / "tick.onnx")
+
+
+def test_an_engine_is_built_for_an_rtx_4090_without_one(tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    onnx = to_onnx(micro.model().half(), tmp_path / "half.onnx", (32, 24))
+    built = build_engine(onnx, tmp_path / "half.engine", "SM89")
+    assert built["bytes"] == (tmp_path / "half.engine").stat().st_size > 10_000
+    with pytest.raises(ValueError, match="capability: got 'SM1', expected one of"):
+        build_engine(onnx, tmp_path / "half.engine", "SM1")
+    if not torch.cuda.is_available():
+        with pytest.raises(RuntimeError, match="needs a CUDA device"):
+            TensorRTTick(tmp_path / "half.engine")
+
+
+@pytest.mark.gpu
+def test_an_engine_shows_the_frames_of_the_plain_stream(tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
+    model, conditions = micro.model().cuda().half(), list(micro.pictures(21))
+    onnx = to_onnx(model, tmp_path / "half.onnx", (32, 24))
+    build_engine(onnx, tmp_path / "half.engine", "CURRENT")
+    streams = Stream(model), TickStream(model, run=TensorRTTick(tmp_path / "half.engine"))
+    plain, engine = (films(stream, conditions) for stream in streams)
+    assert np.abs(plain - engine).mean() < 2
+
+
+def test_the_command_line_writes_and_times(exported, capsys):
+    path, said = exported
+    assert f"opset {export.OPSET}" in said and said.count("frames/s") == 3
+    assert json.loads(export._note(path))["size"] == [32, 24]
+    with pytest.raises(SystemExit):
+        export.main(["micro", "--onnx", str(path), "--time", "--half"])
+    assert "fp16 is slower" in capsys.readouterr().err
