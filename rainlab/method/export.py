@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 
 from rainlab.config import StreamConfig
@@ -39,21 +40,24 @@ PLAIN = ("conditions", "fresh", "noise", "order", "levels", "seen", "strength") 
 
 
 def example(model: RAIN, cfg: StreamConfig, size: tuple[int, int]) -> tuple[Tick, tuple[Any, ...]]:
-    """A tick for one stream of pictures of a size (h, w), and arguments to call it with."""
+    """A tick for one stream of pictures of a size (h, w), and arguments to call it with: zeros, nothing is computed."""
     tick = Tick(model, cfg)
     device, dtype = tick.mix.device, tick.dtype
-    picture = torch.zeros(1, *size, 3, dtype=torch.uint8, device=device)
-    with torch.no_grad():
+    slots = torch.arange(tick.window, device=device)
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
+        picture = torch.zeros(1, *size, 3, dtype=torch.uint8, device=device)
         bank, context = model.look(to_signed(picture).to(dtype))
         constants = tick.constants(bank, context, cfg.guidance if tick.guidance_dim else None)
-    state, g, k = tick.start(1, size), tick.group_size, tick.window
-    latents = state.latents
-    slots = torch.arange(k, device=device)
-    return tick, (
-        picture[:, None].repeat(1, g, 1, 1, 1), torch.zeros_like(latents[:, :g]),
-        torch.zeros_like(latents)[:, None].repeat(1, tick.steps, 1, 1, 1, 1), slots + g, slots // g,
-        torch.ones(k, dtype=torch.bool, device=device), torch.ones((), dtype=dtype, device=device), state, constants,
-    )  # fmt: skip
+        state, strength = tick.start(1, size), torch.ones((), dtype=dtype, device=device)
+        pictures = picture[:, None].repeat(1, tick.group_size, 1, 1, 1)
+        fresh, noise = state.latents[:, : tick.group_size], state.latents[:, None].repeat(1, tick.steps, 1, 1, 1, 1)
+    shapes = (pictures, fresh, noise), (strength, state, constants)
+    (pictures, fresh, noise), (strength, state, constants) = pytree.tree_map(
+        lambda fake: torch.zeros(fake.shape, dtype=fake.dtype, device=device), shapes
+    )
+    seen = torch.ones(tick.window, dtype=torch.bool, device=device)
+    levels = slots // tick.group_size
+    return tick, (pictures, fresh, noise, slots + tick.group_size, levels, seen, strength, state, constants)
 
 
 def names(state: State, constants: Constants) -> tuple[list[str], list[str]]:
