@@ -10,7 +10,7 @@ p noise groups in one window, every network call lowers them all, K/p clean fram
     stream.reference(clip.frames[0])
     frames = stream.push(list(clip.condition)) + stream.flush()
 
-Wings, each importing only those before it: this package's own modules, method, data, training, measure, show.
+Wings, each importing only those before it: this package's modules, method, data, training, baselines, measure, show.
 """
 
 from rainlab import _torchvision  # noqa: F401  first of all: see the reason there
