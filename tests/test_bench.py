@@ -7,7 +7,8 @@ import micro
 import pytest
 import torch
 
-from rainlab.measure import bench
+from rainlab.config import make_preset
+from rainlab.measure import bench, ways
 from rainlab.method.fast import REWRITES
 from rainlab.method.stream import Stream
 
@@ -26,7 +27,7 @@ def calls(monkeypatch):
         return {"slow": lambda: contender("slow", 0.4, 1), "fast": lambda: contender("fast", 0.1, 2)}
 
     monkeypatch.setattr(bench, "BENCHMARKS", {"pair": bench.Benchmark(make, "frames/s", threads=None)})
-    monkeypatch.setattr(bench.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(ways.time, "perf_counter", lambda: now[0])
     return calls
 
 
@@ -88,23 +89,23 @@ def test_importing_runs_in_a_new_python():
 def test_unknown_benchmark_is_named(capsys):
     with pytest.raises(SystemExit):
         bench.main(["stduio"])
-    assert "got stduio, expected names of imports, studio, pose_pictures, engine, fast, tick" in capsys.readouterr().err
+    assert "got stduio, expected names of imports, studio, pose_pictures, engine, fast, siz" in capsys.readouterr().err
 
 
 CONFIG = micro.micro()  # K = 8, p = 4
 
 
 def test_streams_are_timed_at_half_the_window_and_with_twice_the_calls():
-    own, half, twice = bench.streams(CONFIG).values()
+    own, half, twice = ways.streams(CONFIG).values()
     assert own == asdict(CONFIG.stream)
     assert half == own | {"window": 4} and twice == own | {"steps_per_group": 2}
-    assert list(bench.streams(CONFIG)) == ["stream, K = 8, N = 1", "stream, K = 4, N = 1", "stream, K = 8, N = 2"]
+    assert list(ways.streams(CONFIG)) == ["stream, K = 8, N = 1", "stream, K = 4, N = 1", "stream, K = 8, N = 2"]
 
 
 def test_engine_counts_frames_and_network_calls(monkeypatch):
     """For 8 frames: DDIM makes a call a step, guided with twice the frames; a stream a call of K for K/p frames."""
-    seen, build = [], bench.RAIN.build
-    monkeypatch.setattr(bench.RAIN, "build", lambda *args, **options: counted(build(*args, **options), seen))
+    seen, build = [], ways.RAIN.build
+    monkeypatch.setattr(ways.RAIN, "build", lambda *args, **options: counted(build(*args, **options), seen))
     contenders = bench.engine(quick=True, preset=CONFIG)
     calls = {}
     for name, run in contenders.items():
@@ -117,6 +118,11 @@ def test_engine_counts_frames_and_network_calls(monkeypatch):
         "stream, K = 8, N = 1": [8] * 4,
         "stream, K = 4, N = 1": [4] * 8,
         "stream, K = 8, N = 2": [8] * 8,
+        "stream, K = 8, N = 1, fast": [],  # its network is another module
+        "StreamDiffusion": [4] * 8,  # p frames for each
+        "StreamDiffusion, fast": [],
+        "Live2Diff": [4] * 8,
+        "Live2Diff, fast": [],
     }
 
 
@@ -141,13 +147,18 @@ def test_a_tick_and_its_parts_run():
 
 
 def test_speed_is_recorded_read_again_and_replaced(monkeypatch):
-    medians = iter([20.0, 0.1, 30.0, 0.2])  # engine and tick, twice
+    medians = iter([20.0, 1.5, 9.0, 0.1, 30.0, 1.5, 9.0, 0.2])  # engine, fast, sizes and tick, twice
 
-    def timings(name, repetitions, preset):
+    def measured(name, *_, **__):
         median = next(medians)
-        return [bench.Row(name, "stream", "", median, median - 0.05, median + 0.05, 4.0, 3.0, 5.0, repetitions)]
+        return [bench.Row(name, "stream", "", median, median - 0.05, median + 0.05, 4.0, 3.0, 5.0, 5)]
 
-    monkeypatch.setattr(bench, "timings", timings)
+    for name in ("timings", "rounds"):
+        monkeypatch.setattr(bench, name, measured)
+    monkeypatch.setattr(bench, "ways", lambda preset, clip: ways.ways(preset, clip, steps=2))
+    monkeypatch.setattr(bench, "steady", lambda preset: [40.0, 41.0])
+    late = {"compiled": ways.Way(len, "stream, K = 8, N = 1", 8, 40.0)}
+    monkeypatch.setattr(bench, "late_ways", lambda preset, clip: late)
     with pytest.raises(FileNotFoundError, match="record=yes"):
         bench.speed(CONFIG)
     run = bench.speed(CONFIG, record=True)
@@ -156,12 +167,50 @@ def test_speed_is_recorded_read_again_and_replaced(monkeypatch):
     assert [rows["frames_per_second"][key] for key in ("value", "ci_low", "ci_high", "n")] == [20.0, 19.95, 20.05, 5]
     assert (rows["speed"]["value"], rows["seconds"]["value"]) == (4.0, 0.1)
     latencies = {row["contender"]: row["value"] for row in run.metrics() if row["metric"] == "latency_frames"}
-    assert list(latencies.values()) == [8, 4, 8] and set(latencies) == set(bench.streams(CONFIG))
+    some = ("stream, K = 4, N = 1", "StreamDiffusion", "Live2Diff", "compiled")
+    assert [latencies[name] for name in some] == [4, 4, 4, 8]
+    assert run.value("start_seconds")["value"] == 40 and run.value("ceiling")["value"] > 1e8
+    work = {row["contender"]: row["value"] for row in run.metrics() if row["metric"] == "flops_per_frame"}
+    assert work["compiled"] == work["stream, K = 8, N = 1, fast"] == work["stream, K = 8, N = 1"]
+    assert work["StreamDiffusion"] < work["Live2Diff"] < work["stream, K = 8, N = 1"] < work["stream, K = 8, N = 2"]
     assert bench.speed(CONFIG, record=True).value("frames_per_second")["value"] == 30.0
+
+
+def test_sizes_and_steady_run():
+    assert [row.contender for row in bench.timings("sizes", repetitions=1, preset=CONFIG)] == ["32×24", "16×12", "64×48"]
+    rates = bench.steady(CONFIG, frames=32, stretch=16)
+    assert len(rates) == 2 and min(rates) > 0
+
+
+def test_operations_are_counted_in_products_convolutions_and_attention():
+    x, weight = torch.randn(5, 7), torch.randn(3, 7)
+    assert ways.flops(lambda: torch.nn.functional.linear(x, weight)) == 2 * 5 * 7 * 3
+    pictures, kernels = torch.randn(2, 3, 8, 8), torch.randn(4, 3, 3, 3)
+    assert ways.flops(lambda: torch.nn.functional.conv2d(pictures, kernels, padding=1)) == 2 * 2 * 64 * 4 * 3 * 9
+    q, k = torch.randn(2, 4, 16, 8), torch.randn(2, 4, 24, 8)
+    assert ways.flops(lambda: torch.nn.functional.scaled_dot_product_attention(q, k, k)) == 4 * 2 * 4 * 16 * 24 * 8
+
+
+def test_the_paper_s_network_costs_what_was_counted_by_hand():
+    """TFLOP a frame: 2D network 0.80, motion modules 0.31, attention to the reference 0.12 (within 5 %)."""
+    paper = make_preset("paper", {"data.height": 512})
+    work = {part: value / 1e12 for part, value in ways.work_of_a_pass(paper).items()}
+    by_hand = {"2D network": 0.80, "motion modules": 0.31, "attention to the reference": 0.12}
+    assert all(work[part] == pytest.approx(value, rel=0.05) for part, value in by_hand.items())
+    assert 4 * sum(work[part] for part in by_hand) + work["guider"] + work["decoder"] == pytest.approx(5.0, rel=0.02)
+
+
+@pytest.mark.slow
+def test_late_ways_say_how_long_they_took_to_begin():
+    clip = bench.StudioClips("test", 1, 8, CONFIG.data.size)[0]
+    made = ways.late_ways(CONFIG, clip)
+    assert [name.rpartition(", ")[2] for name in made] == ["compiled", "exported (onnxruntime)"]
+    for way in made.values():
+        assert len(way.call(list(clip.condition))) == 8 and way.start > 0.1 and way.latency_frames == 8
 
 
 def test_a_timed_stream_is_past_its_soft_start():
     model = micro.model(CONFIG)
     clip = bench.StudioClips("test", 1, 8, CONFIG.data.size)[0]
-    stream = bench._running(model, clip, bench.streams(CONFIG)["stream, K = 8, N = 1"])
+    stream = bench._running(model, clip, ways.streams(CONFIG)["stream, K = 8, N = 1"])
     assert isinstance(stream, Stream) and len(stream.push(list(clip.condition))) == 8

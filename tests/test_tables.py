@@ -39,6 +39,8 @@ def recorded():
     for contender, speed in {"DDIM, 20 steps": 1.0, "stream": 5.0}.items():
         run.record("frames_per_second", 8 * speed, 7 * speed, 9 * speed, 5, bench.PROTOCOL, contender=contender)
         run.record("speed", speed, speed, speed, 5, bench.PROTOCOL, contender=contender)
+        run.record("flops_per_frame", 2e9, contender=contender)
+    run.record("ceiling", 4e11, contender="matrix product")
     run.record("latency_frames", 16, contender="stream")
     run.record("seconds", 0.1, 0.1, 0.1, 5, bench.PROTOCOL, contender="decoder")
     run.finish()
@@ -70,12 +72,15 @@ def test_overflowed_values_are_those_above_30():
 
 def test_table2_says_on_what_it_was_measured():
     paper, ours = split(tables.table2(CONFIG))
-    assert paper["frames/s ↑"].to_dict() == {"StreamDiffusion": "37.13", "Live2Diff": "16.43", "RAIN": "18.11"}
-    assert set(paper["on"]) == {"RTX 4090"} and set(paper["size"]) == {"512×512"} and set(ours["size"]) == {"32×24"}
+    own = paper[paper["source"] == "reported, Table 2"]
+    assert own["frames/s ↑"].to_dict() == {"StreamDiffusion": "37.13", "Live2Diff": "16.43", "RAIN": "18.11"}
+    assert set(own["on"]) == {"RTX 4090"} and set(own["size"]) == {"512×512"} and set(ours["size"]) == {"32×24"}
+    assert len(paper) == len(tables.TABLE2) == 7 and (paper["GFLOP a frame ↓"] == "–").all()
     assert ours["on"].str.endswith(", threads: 1").all()
     assert list(ours.index) == ["DDIM, 20 steps", "stream"]  # parts of a turn have no frames a second
-    assert ours.loc["stream", ["frames/s ↑", "× DDIM ↑", "latency, frames ↓", "n"]].tolist() == [
-        "40.0 [35.0, 45.0]", "5.00 [5.00, 5.00]", "16", "5",
+    columns = ["frames/s ↑", "× DDIM ↑", "latency, frames ↓", "GFLOP a frame ↓", "% of the ceiling ↑", "n"]
+    assert ours.loc["stream", columns].tolist() == [
+        "40.0 [35.0, 45.0]", "5.00 [5.00, 5.00]", "16", "2.00", "20", "5",
     ]  # fmt: skip
     assert ours.loc["DDIM, 20 steps", "latency, frames ↓"] == "–"
 

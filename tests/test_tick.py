@@ -30,6 +30,13 @@ def test_the_frames_of_the_plain_stream(options):
     assert plain.shape == tick.shape and np.abs(plain - tick).max() <= 1
 
 
+def test_compiled_too():
+    """Compiling takes a third of a minute; one window size and one way through it have to do."""
+    conditions = list(micro.pictures(21))
+    plain, compiled = films(Stream(MODEL), conditions), films(TickStream(MODEL, how="compiled"), conditions)
+    assert np.abs(plain - compiled).max() <= 1
+
+
 def test_several_streams_side_by_side():
     options = {"window": 8, "groups": 4, "guidance": 2.0, "batch": 2}
     conditions = [np.stack(pair) for pair in zip(micro.pictures(9), micro.pictures(9, seed=5), strict=True)]

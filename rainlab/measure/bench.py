@@ -11,14 +11,14 @@ To add a benchmark, write one more function under `@benchmark`.
 import argparse
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
 from rainlab import provenance, runs
 from rainlab.config import Preset, make_preset
@@ -26,13 +26,13 @@ from rainlab.data import pose
 from rainlab.data.clips import Clip, StudioClips
 from rainlab.data.studio import body
 from rainlab.files import root, write_json
-from rainlab.method import sampling
+from rainlab.measure.ways import Way, ceiling, flops, late_ways, middle, past_its_start, seconds_of, ways
 from rainlab.method.fast import REWRITES
 from rainlab.method.rain import RAIN, to_signed, to_unit
 from rainlab.method.stream import Stream
 
 Contenders = dict[str, Callable[[], float]]
-VERSION = 1  # raised when `engine` or `tick` measure something else
+VERSION = 2  # raised when `engine` or `tick` measure something else
 PROTOCOL = "interleaved rounds: median, quartiles"
 
 
@@ -62,7 +62,7 @@ class Row:
 
 
 BENCHMARKS: dict[str, Benchmark] = {}
-PRESET_TAKEN = ("engine", "fast", "tick")
+PRESET_TAKEN = ("engine", "fast", "sizes", "tick")
 
 
 def benchmark(unit: str, threads: int | None = None) -> Callable:
@@ -117,41 +117,27 @@ def pose_pictures(quick: bool) -> Contenders:
     return {"64x48": partial(contender, keypoints, (64, 48)), "128x96": partial(contender, doubled, (128, 96))}
 
 
-def streams(preset: Preset) -> dict[str, dict[str, Any]]:
-    """Options of the streams that are timed: the preset's own, half its window, twice its calls between two pops."""
-    own = preset.stream
-    changed = (own, replace(own, window=own.window // 2), replace(own, steps_per_group=2 * own.steps_per_group))
-    return {f"stream, K = {cfg.window}, N = {cfg.steps_per_group}": asdict(cfg) for cfg in changed}
-
-
 def _running(model: RAIN, clip: Clip, options: dict[str, Any]) -> Stream:
     """A stream past its soft start."""
-    stream = Stream(model, **options)
-    stream.reference(clip.frames[0])
-    stream.push([clip.condition[0]] * stream.window)
-    return stream
+    return past_its_start(Stream(model, **options), clip)
 
 
 @benchmark("frames/s")
 def engine(quick: bool, preset: Preset | None = None) -> Contenders:
-    """One network, K frames a repetition: sampled a window at a time by 20-step DDIM, and streamed (section 4.3).
+    """One network, K frames a repetition: a window at a time by 20-step DDIM, streamed, and other ways of streaming.
 
     Speed does not depend on the weights, so they are random. Guided DDIM calls the network with and without reference.
+    What has to be compiled or exported first is left out if it is to be quick.
     """
     preset = preset or make_preset("small")
     clip, steps = StudioClips("test", 1, preset.stream.window, preset.data.size)[0], 2 if quick else 20
-    window = clip.frames[:1], clip.condition[None]
-    ddim = partial(sampling.sample, RAIN.build(preset, motion=True, guidance=False).eval(), *window, steps)
-    distilled = RAIN.build(preset, motion=True, guidance=True)
-    running = {label: _running(distilled, clip, options) for label, options in streams(preset).items()}
-    calls = {f"DDIM, {steps} steps": ddim, f"DDIM, {steps} steps, guided": partial(ddim, preset.stream.guidance)}
-    calls |= {label: partial(stream.push, list(clip.condition)) for label, stream in running.items()}
+    made = ways(preset, clip, steps) | ({} if quick else late_ways(preset, clip))
+    return {label: partial(_frames, way, clip) for label, way in made.items()}
 
-    def contender(call: Callable) -> float:
-        call()
-        return len(clip.condition)
 
-    return {label: partial(contender, call) for label, call in calls.items()}
+def _frames(way: Way, clip: Clip) -> float:
+    way.call(list(clip.condition))
+    return len(clip.condition)
 
 
 @benchmark("frames/s")
@@ -166,6 +152,20 @@ def fast(quick: bool, preset: Preset | None = None) -> Contenders:
         return len(stream.push(list(clip.condition)))
 
     return {name: partial(contender, _running(model, clip, {"fast": how})) for name, how in made.items()}
+
+
+@benchmark("frames/s")
+def sizes(quick: bool, preset: Preset | None = None) -> Contenders:
+    """The fast stream with pictures of the preset's size, half and twice as high and wide."""
+    preset = preset or make_preset("small")
+    model, made = RAIN.build(preset, motion=True, guidance=True), {}
+    for factor in (1.0, 0.5, 2.0):
+        whole = preset.autoencoder.factor
+        height, width = (int(n * factor) // whole * whole for n in preset.data.size)
+        clip = StudioClips("test", 1, preset.stream.window, (height, width))[0]
+        way = Way(_running(model, clip, {"fast": True}).push, "", preset.stream.window)
+        made[f"{height}×{width}"] = partial(_frames, way, clip)
+    return made
 
 
 @benchmark("s")
@@ -204,17 +204,31 @@ def timings(name: str, quick: bool = False, repetitions: int = 7, **options: Any
     bench, before = BENCHMARKS[name], torch.get_num_threads()
     torch.set_num_threads(bench.threads or before)
     try:
-        contenders = bench.make(quick, **options)
-        work = {contender: run() for contender, run in contenders.items()}
-        seconds = np.array([[_seconds(run) for run in contenders.values()] for _ in range(repetitions)])
+        return rounds(name, bench.make(quick, **options), bench.unit, repetitions)
     finally:
         torch.set_num_threads(before)
+
+
+def rounds(name: str, contenders: Contenders, unit: str, repetitions: int) -> list[Row]:
+    """As :func:`timings`, for contenders that are there."""
+    work = {contender: run() for contender, run in contenders.items()}
+    seconds = np.array([[seconds_of(run) for run in contenders.values()] for _ in range(repetitions)])
     rates = np.array(list(work.values())) / seconds  # (repetitions, contenders)
-    values = seconds if bench.unit == "s" else rates
+    values = seconds if unit == "s" else rates
     return [
-        Row(name, contender, bench.unit, *_middle(values[:, i]), *_middle(rates[:, i] / rates[:, 0]), repetitions)
+        Row(name, contender, unit, *middle(values[:, i]), *middle(rates[:, i] / rates[:, 0]), repetitions)
         for i, contender in enumerate(contenders)
     ]
+
+
+def steady(preset: Preset, frames: int = 10_000, stretch: int = 500) -> list[float]:
+    """Frames a second of an endless fast stream, stretch by stretch: does it slow down?"""
+    clip = StudioClips("test", 1, preset.stream.window, preset.data.size)[0]
+    stream, rates = _running(RAIN.build(preset, motion=True, guidance=True), clip, {"fast": True}), []
+    for _ in tqdm(range(0, frames, stretch), "steady", unit="stretch"):
+        conditions = [clip.condition[i % len(clip.condition)] for i in range(stretch)]
+        rates.append(stretch / seconds_of(partial(stream.push, conditions)))
+    return rates
 
 
 def speed(preset: Preset, record: bool = False) -> runs.Run:
@@ -225,7 +239,10 @@ def speed(preset: Preset, record: bool = False) -> runs.Run:
             or in the repository, and raises FileNotFoundError if there is nothing.
 
     Metrics: `frames_per_second` and `speed` (relative to DDIM) of `engine`'s contenders, `seconds` of `tick`'s, medians
-    with quartiles in place of an interval; `latency_frames` of the streams; label `contender`.
+    with quartiles in place of an interval; `latency_frames`, `flops_per_frame` of the plain way to do the same, and
+    `start_seconds` where something is compiled or exported; `gain` of `fast`'s rewrites over the plain stream;
+    `at_size` in frames/s; `steady` for each `stretch` of 500 frames; label `contender`. `ceiling`: see
+    :func:`rainlab.measure.ways.ceiling`.
     """
     timed = {"preset": preset.name, "model": preset.model, "autoencoder": preset.autoencoder, "size": preset.data.size}
     if not record:
@@ -234,30 +251,32 @@ def speed(preset: Preset, record: bool = False) -> runs.Run:
         raise runs.nothing_recorded("speed", preset.name)
     config = timed | {"stream": preset.stream, "threads": torch.get_num_threads()}
     run = runs.open_run("speed", config, VERSION).clear()
-    for row in timings("engine", repetitions=5, preset=preset):
+    clip = StudioClips("test", 1, preset.stream.window, preset.data.size)[0]
+    made = ways(preset, clip) | late_ways(preset, clip)
+    counted: dict[str, float] = {}
+    for label, way in made.items():
+        if way.method not in counted:  # the first of each method is the plain one
+            counted[way.method] = flops(partial(way.call, list(clip.condition))) / len(clip.condition)
+        run.record("latency_frames", way.latency_frames, contender=label)
+        run.record("flops_per_frame", counted[way.method], contender=label)
+        if way.start:
+            run.record("start_seconds", way.start, contender=label)
+    run.record("ceiling", *ceiling(), 9, "one large product", contender="matrix product")
+    for row in rounds("engine", {label: partial(_frames, way, clip) for label, way in made.items()}, "frames/s", 5):
         for metric, values in {
             "frames_per_second": (row.median, row.low, row.high),
             "speed": (row.speed, row.speed_low, row.speed_high),
         }.items():
             run.record(metric, *values, row.repetitions, PROTOCOL, contender=row.contender)
+    for row in timings("fast", repetitions=7, preset=preset):
+        run.record("gain", row.speed, row.speed_low, row.speed_high, row.repetitions, PROTOCOL, contender=row.contender)
+    for row in timings("sizes", repetitions=5, preset=preset):
+        run.record("at_size", row.median, row.low, row.high, row.repetitions, PROTOCOL, contender=row.contender)
+    for i, rate in enumerate(steady(preset)):
+        run.record("steady", rate, contender="fast", stretch=i)
     for row in timings("tick", repetitions=15, preset=preset):
         run.record("seconds", row.median, row.low, row.high, row.repetitions, PROTOCOL, contender=row.contender)
-    model = RAIN.build(preset, motion=True, guidance=True)
-    for label, options in streams(preset).items():
-        run.record("latency_frames", Stream(model, **options).latency_frames, contender=label)
     return run.finish()
-
-
-def _seconds(run: Callable[[], float]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
-def _middle(samples: np.ndarray) -> tuple[float, float, float]:
-    """Median, lower and upper quartile."""
-    low, median, high = np.quantile(samples, [0.25, 0.5, 0.75])
-    return float(median), float(low), float(high)
 
 
 def table(rows: Sequence[Row]) -> str:
