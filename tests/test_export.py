@@ -12,6 +12,7 @@ from test_tick import films
 
 pytest.importorskip("onnxscript", reason="needs rainlab[export]")
 
+from rainlab.measure import engine  # noqa: E402
 from rainlab.method import export  # noqa: E402
 from rainlab.method.export import OnnxTick, TensorRTTick, build_engine, to_onnx  # noqa: E402
 from rainlab.method.stream import Stream  # noqa: E402
@@ -79,16 +80,23 @@ def test_other_files_are_refused(tmp_path):
         OnnxTick(tmp_path / "tick.onnx")
 
 
-def test_an_engine_is_built_for_an_rtx_4090_without_one(tmp_path):
+def test_an_engine_is_built_for_an_rtx_4090_without_one():
     pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
-    onnx = to_onnx(micro.model().half(), tmp_path / "half.onnx", (32, 24))
-    built = build_engine(onnx, tmp_path / "half.engine", "SM89")
-    assert built["bytes"] == (tmp_path / "half.engine").stat().st_size > 10_000
+    small = micro.micro(model__guider_widths=(8, 8, 8, 16))  # TAESDV's latents are an eighth
+    run = engine.build(small)
+    assert run.finished and run.config["capability"] == "SM89" and run.value("engine_bytes")["value"] > 10_000
+    assert all(run.value(metric)["value"] > 0 for metric in ("export_seconds", "build_seconds", "peak_bytes"))
+    assert engine.build(small).metrics() == run.metrics()  # built once
+
+
+def test_what_no_engine_is_for_is_refused(tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="needs tensorrt-rtx")
     with pytest.raises(ValueError, match="capability: got 'SM1', expected one of"):
-        build_engine(onnx, tmp_path / "half.engine", "SM1")
+        build_engine(tmp_path / "none.onnx", tmp_path / "tick.engine", "SM1")
+    (tmp_path / "tick.engine").write_bytes(b"no engine")
     if not torch.cuda.is_available():
         with pytest.raises(RuntimeError, match="needs a CUDA device"):
-            TensorRTTick(tmp_path / "half.engine")
+            TensorRTTick(tmp_path / "tick.engine")
 
 
 @pytest.mark.gpu
