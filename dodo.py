@@ -201,7 +201,7 @@ def task_publish():
     def publish():
         shown, ablated = make_preset(SHOWN), make_preset(ABLATED)
         known = final(shown) | final(ablated)  # raises for what is missing before anything is copied
-        mine = final(FULL) | {run.id for name in ("studio", "data_prep", "soak") if (run := runs.find(name))}
+        mine = final(FULL) | {run.id for name in ("studio", "data_prep", "soak", "engine") if (run := runs.find(name))}
         for id in sorted(mine):
             print("runs   ", runs.publish(runs.get(id)).name)
         for stage in stages.STAGES:

@@ -257,6 +257,19 @@ def results(preset: Preset, ablated: Preset) -> str:
     return "\n\n".join(parts)
 
 
+def pace(preset: Preset) -> str:
+    """A sentence on the recorded frames a second of the ways to stream."""
+    run = bench.speed(preset)
+    machine = json.loads((run.path / "provenance.json").read_text("utf-8"))["hardware"]
+    rates = {row["contender"]: row["value"] for row in run.metrics() if row["metric"] == "frames_per_second"}
+    own = next(name for name in rates if name.startswith("stream"))
+    names = {own: "plain", f"{own}, fast": "with `fast=True`", f"{own}, compiled": "compiled",
+             f"{own}, exported (onnxruntime)": "by onnxruntime", "StreamDiffusion, fast": "StreamDiffusion",
+             "Live2Diff, fast": "Live2Diff (both fast, on the same network)"}  # fmt: skip
+    told = ", ".join(f"{rates[name]:.0f} {words}" for name, words in names.items() if name in rates)
+    return f"Frames/s on {run.config['threads']} threads of a CPU ({machine['cpu']}), no GPU: {told}."
+
+
 def readme(preset: Preset) -> str:
     """The README's results: what is bad about them, and the paper's row, ours, copying and the ceiling."""
     table = table1(preset)
@@ -270,7 +283,8 @@ def readme(preset: Preset) -> str:
         f"motion error is {error / moving:.1f} times that of a picture that stands still ({moving:.2f}, the true "
         f"motion), and driven by a frozen pose it flickers by {flicker:.2f} grey levels a frame."
     )
-    more = "The full tables with protocol, ablations and speed: [figures/RESULTS.md](figures/RESULTS.md)."
+    full = "The full tables with protocol, ablations and speed: [figures/RESULTS.md](figures/RESULTS.md)."
+    more = f"{pace(preset)} {full}"
     return "\n\n".join([bad, _markdown(shown[columns]), verdict(preset, "rain", "undistilled"), more])
 
 
