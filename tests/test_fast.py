@@ -1,5 +1,7 @@
 """The fast network gives what the plain one gives, whatever is rewritten and however the stream goes."""
 
+import types
+
 import micro
 import numpy as np
 import pytest
@@ -114,7 +116,10 @@ def test_guider_and_autoencoder_too(rewrites):
     assert same(autoencoder.decode_next(latents)[0], MODEL.autoencoder.decode_next(latents)[0])
 
 
-def test_freed_memory_is_kept_or_nothing_is_done(monkeypatch):
+def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch):
+    asked = {}
+    monkeypatch.setattr(fast_module.ctypes, "CDLL", lambda name: types.SimpleNamespace(mallopt=asked.__setitem__))
     keep_freed_memory()
+    assert asked == {fast_module.M_TRIM_THRESHOLD: 2**31 - 1, fast_module.M_MMAP_THRESHOLD: 2**25}
     monkeypatch.setattr(fast_module.ctypes, "CDLL", lambda name: object())  # a C library without mallopt
-    keep_freed_memory()
+    assert keep_freed_memory() is None

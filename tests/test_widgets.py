@@ -168,6 +168,9 @@ def test_a_keyboard_walk(panel, browser):
     browser.say(keys=["right"])
     panel.start()
     browser.until(lambda: panel._driver._state["x"] > 0.05)
+    browser.say(keys=[])
+    browser.until(lambda: abs(panel._driver._state["yaw"]) < 0.1)
+    assert panel._driver._state["x"] > 0.05  # it stays where it walked to, and faces the viewer again
 
 
 def test_a_film_of_poses(panel, browser, tmp_path):
