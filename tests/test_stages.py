@@ -149,12 +149,16 @@ def test_an_unfinished_training_is_exported_finished_and_continued(here, tmp_pat
     again = override(longer, {"stage1.seed": 1})
     run, history = stages.train_stage(again, "stage1", warm=files[0], each=lambda s: begun or begun.update(
         {name: (p.detach() - reached[name].float()).abs().max() for name, p in s.parameters.items()}))  # fmt: skip
-    assert begun and max(begun.values()) < 0.1 and len(history) == 6  # one step of warm-up away
+    assert begun and max(begun.values()) < 0.1  # one step of warm-up away
+    rates = [loop.learning_rate(again.stage1, step, begun=4) for step in (4, 5)]
+    assert [(row["step"], row["learning_rate"]) for row in history] == [(5, rates[0]), (6, rates[1])]
     warm = json.loads((run.finish().path / "provenance.json").read_text("utf-8"))["warm"]
     assert warm["file"] == "reached.safetensors" and (warm["step"], warm["stage"]) == ("4", "stage1")
     other = override(longer, {"stage1.seed": 2, "model.cross_attention_dim": 8})
     with pytest.raises(ValueError, match=r"reached.safetensors: .*: got shape .*, expected .* same stage and preset"):
         stages.train_stage(other, "stage1", warm=files[0])
+    with pytest.raises(ValueError, match=r"got 4 steps done, expected fewer than stage1.steps = 4"):
+        stages.train_stage(override(CONFIG, {"stage1.seed": 3}), "stage1", warm=files[0])
 
 
 def test_single_values_are_set_on_the_command_line(here, monkeypatch, capsys):

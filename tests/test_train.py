@@ -195,6 +195,7 @@ def test_learning_rate():
     assert rates[0] == pytest.approx(0.1) and rates[9:51] == [1.0] * 42
     assert rates[75] == pytest.approx(0.5, abs=0.01) and rates[-1] < 0.01
     assert loop.learning_rate(replace(cfg, decay=0.0), 99) == 1.0
+    assert loop.learning_rate(cfg, 40, begun=40) == pytest.approx(0.1) and loop.learning_rate(cfg, 49, begun=40) == 1.0
 
 
 def test_stage_two_trains_motion_modules_only_and_starts_where_stage_one_ended():

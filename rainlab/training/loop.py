@@ -42,6 +42,7 @@ class State:
     ema: dict[str, Tensor]
     optimizer: torch.optim.Optimizer
     step: int = 0  # optimiser steps done
+    begun: int = 0  # the step its optimiser began at: more than 0 after a warm start
     loss: float = math.nan
     grad_norm: float = math.nan
     learning_rate: float = math.nan
@@ -49,9 +50,9 @@ class State:
     pending: list[float] = field(default_factory=list)  # losses since the last row of the history
 
 
-def learning_rate(cfg: StageConfig, step: int) -> float:
-    """Linear warm-up, constant, cosine to zero over the last ``decay`` share of the steps."""
-    warm = min(1.0, (step + 1) / max(1, cfg.warmup))
+def learning_rate(cfg: StageConfig, step: int, begun: int = 0) -> float:
+    """Linear warm-up from step ``begun``, constant, cosine to zero over the last ``decay`` share of the steps."""
+    warm = min(1.0, (step + 1 - begun) / max(1, cfg.warmup))
     begin = cfg.steps * (1 - cfg.decay)
     rest = (step - begin) / max(1.0, cfg.steps - begin)
     return cfg.learning_rate * warm * (0.5 * (1 + math.cos(math.pi * rest)) if rest > 0 else 1.0)
@@ -79,7 +80,7 @@ def train(loss: Loss, state: State, data: TrainingSet, cfg: StageConfig, frames:
         loss = DistributedDataParallel(_Step(loss, parameters), **options)
     bf16 = device.type == "cuda" or (cfg.bf16 and optim.native_bf16(device))
     while state.step < cfg.steps:
-        state.learning_rate, losses = learning_rate(cfg, state.step), []
+        state.learning_rate, losses = learning_rate(cfg, state.step, state.begun), []
         for part in range(cfg.accumulate):
             first = (part * world + rank) * share
             samples = range(first, first + share)
@@ -144,7 +145,7 @@ def save_state(state: State, path: os.PathLike) -> None:
     for name, parameter in state.parameters.items():
         for key, value in state.optimizer.state.get(parameter, {}).items():
             tensors[f"optimizer/{key}/{name}"] = value
-    note = {"step": str(state.step), "history": json.dumps(state.history), "pending": json.dumps(state.pending)}
+    note = {key: json.dumps(getattr(state, key)) for key in ("step", "begun", "history", "pending")}
     write_tensors(path, tensors, note)
 
 
@@ -165,7 +166,8 @@ def load_state(state: State, path: os.PathLike) -> None:
     for name, values in slots.items():
         if values:
             state.optimizer.state[state.parameters[name]] = values
-    state.step, state.history, state.pending = (json.loads(note[key]) for key in ("step", "history", "pending"))
+    for key in ("step", "begun", "history", "pending"):
+        setattr(state, key, json.loads(note[key]))
 
 
 def averaged(path: os.PathLike) -> tuple[int, dict[str, Tensor]]:

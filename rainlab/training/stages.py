@@ -6,7 +6,7 @@
 `torchrun --nproc_per_node 8 -m rainlab.training.stages stage1 --preset paper` trains a stage on several processes; the
 notebook then finds the training done, evaluates and records it. `--export FILE` writes what an unfinished training has
 reached, averaged weights; `--finish STEPS FILE` does after a branch of some more steps along which the rate falls to
-zero; `--warm FILE` begins a training with such a file where there is nothing to resume.
+zero; `--warm FILE` begins a training with such a file where there is nothing to resume, and counts on from its steps.
 """
 
 from __future__ import annotations
@@ -240,7 +240,11 @@ def train_stage(
 
     Args:
         each: called after every step. inputs_from: the preset whose finished stages it starts from, if another.
-        warm: a file of weights to begin with if there is no checkpoint to resume from; noted in the run's provenance.
+        warm: a file of :mod:`rainlab.training.branches` to begin with if there is no checkpoint to resume from; its
+            steps count as done, its optimiser begins anew. Noted in the run's provenance.
+
+    Raises:
+        ValueError: ``warm`` is of another stage or geometry, or has all the steps already.
     """
     loop.join_processes()
     training = Training(preset, stage, inputs_from or preset)
@@ -252,6 +256,10 @@ def train_stage(
         note = fill(state.parameters, warm) | {"sha256": digest(Path(warm))}
         for name, tensor in state.ema.items():
             tensor.copy_(state.parameters[name])
+        state.step = state.begun = int(note.get("step", 0))  # shipped weights of a finished run begin another at 0
+        if state.step >= (steps := training.loop.steps):
+            got = f"{Path(warm).name}: got {state.step} steps done"
+            raise ValueError(f"{got}, expected fewer than {stage}.steps = {steps}: raise it")
         if loop.first_process():
             run.note(warm={"file": Path(warm).name} | note)
     extra = (lambda: _latent_scale(model, state, clips)) if stage == "autoencoder" else None
