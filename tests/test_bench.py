@@ -106,6 +106,7 @@ def test_engine_counts_frames_and_network_calls(monkeypatch):
     """For 8 frames: DDIM makes a call a step, guided with twice the frames; a stream a call of K for K/p frames."""
     seen, build = [], ways.RAIN.build
     monkeypatch.setattr(ways.RAIN, "build", lambda *args, **options: counted(build(*args, **options), seen))
+    monkeypatch.setattr(ways, "native_bf16", lambda device: True)
     contenders = bench.engine(quick=True, preset=CONFIG)
     calls = {}
     for name, run in contenders.items():
@@ -119,6 +120,7 @@ def test_engine_counts_frames_and_network_calls(monkeypatch):
         "stream, K = 4, N = 1": [4] * 8,
         "stream, K = 8, N = 2": [8] * 8,
         "stream, K = 8, N = 1, fast": [],  # its network is another module
+        "stream, K = 8, N = 1, bf16": [8] * 4,
         "StreamDiffusion": [4] * 8,  # p frames for each
         "StreamDiffusion, fast": [],
         "Live2Diff": [4] * 8,

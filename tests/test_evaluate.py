@@ -73,6 +73,24 @@ def test_undistilled_is_stage_2_without_guidance(held):
     assert np.array_equal(np.stack(pushed[around : around + FRAMES], axis=1), frames)
 
 
+def test_bf16_changes_rains_frames_a_little(held):
+    exact, rounded = (evaluate.generate(CONFIG, method, held).astype(int) for method in ("rain", "bf16"))
+    assert 0 < np.abs(exact - rounded).mean() < 3
+
+
+@pytest.mark.parametrize("method", ["stream_diffusion", "live2diff"])
+def test_a_frame_at_a_time_shows_its_own_condition_in_its_own_place(method, held):
+    """StreamDiffusion's frames do not see each other; Live2Diff's see earlier ones."""
+    short = override(CONFIG, {"stream.window": 8})  # its mirrored past shows frames 6 to 1
+    changed = replace(held, condition=held.condition.copy())
+    changed.condition[0, 8] = 255 - changed.condition[0, 8]
+    before, after = (evaluate.generate(short, method, given) for given in (held, changed))
+    assert before.shape == held.frames.shape
+    differs = (before != after).any(axis=(2, 3, 4))
+    assert not differs[1].any() and not differs[0, :8].any() and differs[0, 8]
+    assert differs[0, 9] == (method == "live2diff")
+
+
 def test_unknown_methods_are_named(held):
     for function in (evaluate.describe, evaluate.measure):
         with pytest.raises(ValueError, match="method: got 'best', expected one of .*'undistilled'"):
@@ -148,7 +166,8 @@ def test_flicker_is_that_of_one_frozen_pose_over_as_many_frames_for_every_window
 
 
 def test_flicker_is_measured_where_it_says_something(compared):
-    for method in evaluate.METHODS:
+    evaluate.measure(CONFIG, "live2diff", record=True)
+    for method in (*evaluate.METHODS, "live2diff"):
         measured = {row["metric"] for row in evaluate.measure(CONFIG, method).metrics()}
         assert ("flicker" in measured) == ("flicker_step" in measured) == (method in evaluate.STANDING_STILL)
         assert {"psnr", "ssim", "psnr_fg", "ssim_fg", "tde", "sharpness_error", "true_motion"} <= measured

@@ -9,6 +9,7 @@ Streams are measured in full flow (:func:`rainlab.method.sampling.stream`): the 
 from __future__ import annotations
 
 import json
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -16,12 +17,14 @@ import torch
 from tqdm import tqdm
 
 from rainlab import runs
+from rainlab.baselines.live2diff import Live2Diff
+from rainlab.baselines.stream_diffusion import StreamDiffusion
 from rainlab.config import Preset, override
 from rainlab.data import dataset
 from rainlab.files import write_json
 from rainlab.measure import metrics
 from rainlab.method.rain import RAIN, to_signed, to_uint8
-from rainlab.method.sampling import stream
+from rainlab.method.sampling import mirrored, stream
 from rainlab.training import losses, stages
 
 VERSION = 4  # raised when a method's numbers would come out differently
@@ -33,8 +36,11 @@ METHODS = {
     "flat": "RAIN without motion modules",
     "rain": "RAIN",
 }
+OTHERS = {"bf16": "RAIN in bf16", "stream_diffusion": "StreamDiffusion", "live2diff": "Live2Diff"}
+"""Ways to make frames of the same weights faster, or with less delay, that change them (Table 2)."""
 STAGE = {"autoencoder": "autoencoder", "undistilled": "stage2", "flat": "distill2d", "wrong": "distill3d",
-         "rain": "distill3d"}  # fmt: skip
+         "rain": "distill3d", "bf16": "distill3d", "stream_diffusion": "distill2d",
+         "live2diff": "distill3d"}  # fmt: skip
 """The stage after which a method's networks are taken; "copy" needs none."""
 ABLATIONS = {
     "K = 16": {},
@@ -42,7 +48,7 @@ ABLATIONS = {
     "K = 16, causal mask": {"stream.causal": True},
 }
 """Section 5.4: what is varied, as overrides of a preset; the first is the paper's setting."""
-STANDING_STILL = ("undistilled", "flat", "rain")  # methods whose flicker is measured, by a frozen pose,
+STANDING_STILL = ("undistilled", "flat", "rain", *OTHERS)  # methods whose flicker is measured, by a frozen pose,
 STILL = 16  # in that many clips: it differs little from clip to clip
 COMMON = (64, 48)  # the size at which presets compare,
 REDUCED = ("psnr", "ssim", "psnr_fg", "ssim_fg")  # in these measures
@@ -71,7 +77,7 @@ def held_out(preset: Preset, clips: int | None = None) -> HeldOut:
 def generate(preset: Preset, method: str, held: HeldOut, model: RAIN | None = None) -> np.ndarray:
     """Frames of a method for the held-out clips, uint8 ``(b, f, h, w, 3)``.
 
-    ``method``: a key of METHODS; "wrong" gives every driver the next clip's reference (a fixed permutation).
+    ``method``: a key of METHODS or OTHERS; "wrong" gives every driver the next clip's reference (a fixed permutation).
     ``model`` saves loading it again. Raises FileNotFoundError if weights are missing.
     """
     check_method(method)
@@ -83,7 +89,28 @@ def generate(preset: Preset, method: str, held: HeldOut, model: RAIN | None = No
             signed = (to_signed(torch.from_numpy(clip)) for clip in held.frames)
             return np.stack([to_uint8(model.autoencoder.decode(model.autoencoder.encode(x))).numpy() for x in signed])
     reference = np.roll(held.reference, -1, axis=0) if method == "wrong" else held.reference
-    return stream(model, reference, held.condition, **stream_options(preset, model))
+    return _streamed(preset, method, model, reference, held.condition)
+
+
+def _streamed(preset: Preset, method: str, model: RAIN, reference: np.ndarray, condition: np.ndarray) -> np.ndarray:
+    if method == "bf16":
+        model = deepcopy(model).to(torch.bfloat16)
+    if method not in ("stream_diffusion", "live2diff"):
+        return stream(model, reference, condition, **stream_options(preset, model))
+    cfg = preset.stream
+    options = {"levels": cfg.groups, "guidance": cfg.guidance, "fast": True}
+    if method == "live2diff":
+        running = Live2Diff(model, cfg.window, cfg.window // 2, **options)
+    else:
+        running = StreamDiffusion(model, **options)
+    before = cfg.window - cfg.window // cfg.groups  # as much past as in RAIN's window
+    driver = mirrored(condition.shape[1], before, running.latency_frames - 1)
+    films = []
+    for picture, clip in tqdm(zip(reference, condition, strict=True), "streams", len(reference), leave=False):
+        running.reset()
+        running.reference(picture)
+        films.append(running.push([clip[i] for i in driver])[before:])
+    return np.array(films)
 
 
 def stream_options(preset: Preset, model: RAIN) -> dict:
@@ -93,9 +120,9 @@ def stream_options(preset: Preset, model: RAIN) -> dict:
 
 
 def check_method(method: str) -> None:
-    """Raise ValueError for a name that is not in METHODS."""
-    if method not in METHODS:
-        raise ValueError(f"method: got {method!r}, expected one of {list(METHODS)}")
+    """Raise ValueError for a name that is in neither METHODS nor OTHERS."""
+    if method not in METHODS | OTHERS:
+        raise ValueError(f"method: got {method!r}, expected one of {[*METHODS, *OTHERS]}")
 
 
 def describe(preset: Preset, method: str) -> tuple[dict, dict[str, str]]:
@@ -143,7 +170,7 @@ def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
         values["true_motion"] = metrics.flicker(held.frames)
     if method in STANDING_STILL:
         frozen = np.repeat(held.condition[:STILL, :1], held.frames.shape[1], axis=1)
-        still = stream(model, held.reference[:STILL], frozen, **stream_options(preset, model))
+        still = _streamed(preset, method, model, held.reference[:STILL], frozen)
         size = preset.stream.window // preset.stream.groups
         values["flicker"] = metrics.flicker(still)
         if size > 1:

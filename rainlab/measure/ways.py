@@ -6,6 +6,7 @@ import importlib.util
 import tempfile
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
@@ -27,6 +28,7 @@ from rainlab.method.stream import Stream
 from rainlab.method.tick import TickStream
 from rainlab.method.unet import UNet
 from rainlab.method.vae import TAESDV
+from rainlab.training.optim import native_bf16
 
 
 def streams(preset: Preset) -> dict[str, dict[str, Any]]:
@@ -63,6 +65,8 @@ def ways(preset: Preset, clip: Clip, steps: int = 20) -> dict[str, Way]:
     own = next(iter(options))
     kinds: dict[str, tuple[Callable, str]] = {name: (partial(Stream, video, **o), name) for name, o in options.items()}
     kinds[f"{own}, fast"] = partial(Stream, video, fast=True), own
+    if native_bf16(torch.device("cpu")):  # elsewhere it is imitated, slowly
+        kinds[f"{own}, bf16"] = partial(Stream, deepcopy(video).to(torch.bfloat16)), own
     cached = partial(Live2Diff, video, length=k, anchor=k // 2)
     for label, kind in {"StreamDiffusion": partial(StreamDiffusion, image), "Live2Diff": cached}.items():
         kinds[label] = partial(kind, levels=preset.stream.groups), label
