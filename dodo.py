@@ -181,15 +181,15 @@ def refresh(source: Path) -> None:
 
 
 def final(preset: Preset) -> set[str]:
-    """Ids of the runs behind a preset's tables and figures; ablations, speed and endless streams if they were made."""
+    """Ids of the runs behind a preset's tables and figures; ablations, timings, endless streams if they were made."""
     found = [stages.recorded(preset, stage) for stage in stages.STAGES]
-    found += [evaluate.measure(preset, method) for method in evaluate.METHODS] + [evaluate.compare(preset)]
+    found += [evaluate.measure(preset, method) for method in (*evaluate.METHODS, *evaluate.OTHERS)]
+    found.append(evaluate.compare(preset))
     for change in evaluate.ABLATIONS.values():
         variant = override(preset, change)
         if made := stages.recorded(variant, "distill3d"):
             found += [made, stages.recorded(variant, "stage2"), evaluate.measure(variant, "rain")]
-    if speed := runs.find("speed", preset=preset.name):
-        found.append(speed)
+    found += [run for name in ("speed", "latency") if (run := runs.find(name, preset=preset.name))]
     if runs.find("endless", preset=preset.name):
         found += [endless.long_run(preset, fed_back=fed_back) for fed_back in (False, True)]
     return {run.id for run in found}

@@ -31,7 +31,7 @@ from rainlab.method.stream import Stream
 
 VERSION = 1
 QUANTILES = (0.5, 0.95, 0.99)
-SECONDS = 60.0  # of stream time for each setting
+SECONDS = 40.0  # of stream time for each setting
 PROTOCOL = "conditions at an even rate, in real time; quantiles over ticks"
 VARIED = {"window": (8, 16, 32), "groups": (2, 4, 8), "steps_per_group": (1, 2)}  # around the preset's own setting
 

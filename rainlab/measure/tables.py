@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rainlab.config import Preset
-from rainlab.measure import bench, evaluate
+from rainlab.measure import bench, evaluate, latency
 from rainlab.training import stages, weights
 
 Table = Any  # a pandas DataFrame of text; pandas is imported where it is needed
@@ -99,6 +99,18 @@ COLUMNS = {
     "share": ("% of the ceiling ↑", 0),
 }
 """Metric of a run -> its column and the digits shown; arrows point to the better end."""
+DELAYS = {
+    "latency, ms": ("latency", 0, 1e3),
+    "queue, ms": ("queue", 1, 1e3),
+    "tick, ms": ("tick", 0, 1e3),
+    "jitter, ms": ("jitter", 1, 1e3),
+    "first frame, s": ("first_frame", 2, 1),
+    "ready, s": ("ready", 2, 1),
+    "busy, %": ("busy", 0, 100),
+    "weights, MB": ("weights_bytes", 0, 1e-6),
+    "memory, MB": ("peak_bytes", 0, 1e-6),
+}
+"""Column -> metric of :mod:`rainlab.measure.latency`, digits, factor."""
 NOTHING = "–"  # not reported, or not measured
 
 
@@ -152,6 +164,32 @@ def differences(preset: Preset, record: bool = False) -> Table:
         pair = [row for row in found if (row["a"], row["b"]) == (a, b)]
         rows.append(_measured(f"{evaluate.METHODS[a]} − {evaluate.METHODS[b]}", pair, shown))
     return _frame(rows, tuple(COLUMNS[metric][0] for metric in shown))
+
+
+def faster(preset: Preset, record: bool = False) -> Table:
+    """What the ways of :data:`evaluate.OTHERS` cost in quality, beside RAIN and copying; ``record`` as there."""
+    shown = ("psnr", "ssim", "psnr_fg", "sharpness_error", "tde", "flicker", "true_motion")
+    named = {name: evaluate.METHODS[name] for name in ("copy", "rain")} | evaluate.OTHERS
+    rows = [_measured(label, evaluate.measure(preset, name, record).metrics(), shown) for name, label in named.items()]
+    return _frame(rows, tuple(COLUMNS[metric][0] for metric in shown))
+
+
+def delays(preset: Preset, record: bool = False) -> Table:
+    """Motion to photon by K, p, N: quantiles "p50 / p95 / p99"; ``record`` as for :func:`latency.latency`."""
+    from pandas import DataFrame
+
+    found = latency.latency(preset, record).metrics()
+    rows = []
+    for setting in dict.fromkeys(row["setting"] for row in found):
+        own = [row for row in found if row["setting"] == setting]
+        shown = {name: _joined(own, *how) for name, how in DELAYS.items()}
+        rows.append({"setting": setting} | shown | {"n": str(own[0]["n"])})
+    return DataFrame(rows)
+
+
+def _joined(rows: list[dict[str, Any]], metric: str, digits: int, scale: float) -> str:
+    """All values of a metric, in the order recorded."""
+    return " / ".join(f"{scale * row['value']:.{digits}f}" for row in rows if row["metric"] == metric)
 
 
 def verdict(preset: Preset, a: str, b: str) -> str:
