@@ -73,8 +73,9 @@ def test_undistilled_is_stage_2_without_guidance(held):
     assert np.array_equal(np.stack(pushed[around : around + FRAMES], axis=1), frames)
 
 
-def test_bf16_changes_rains_frames_a_little(held):
-    exact, rounded = (evaluate.generate(CONFIG, method, held).astype(int) for method in ("rain", "bf16"))
+@pytest.mark.parametrize("method", ["bf16", "fp8"])
+def test_fewer_bits_change_rains_frames_a_little(method, held):
+    exact, rounded = (evaluate.generate(CONFIG, name, held).astype(int) for name in ("rain", method))
     assert 0 < np.abs(exact - rounded).mean() < 3
 
 

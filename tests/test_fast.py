@@ -10,7 +10,7 @@ from goldens import BOUNDS, denoising_unet, golden, worst
 
 from rainlab.method import fast as fast_module
 from rainlab.method.embeddings import guidance_embedding
-from rainlab.method.fast import REWRITES, FastUNet, keep_freed_memory, laid_out
+from rainlab.method.fast import REWRITES, FastUNet, keep_freed_memory, laid_out, quantise
 from rainlab.method.stream import Stream
 from rainlab.method.unet import causal_mask
 
@@ -105,6 +105,28 @@ def test_what_cannot_be_made_fast_is_refused():
         FastUNet(UNET, ["flash"])
     with pytest.raises(ValueError, match="expected a denoising network"):
         FastUNet(MODEL.reference_unet)
+
+
+def test_fp8_rounds_the_weights_of_products(monkeypatch):
+    given, functional = arguments(), [name for name in REWRITES if name != "packed"]
+    network = FastUNet(UNET, functional)
+    exact = network(*given)
+    before = {name: m.weight for name, m in network.named_modules() if isinstance(m, fast_module.Product)}
+    quantise(network)
+    rounded = {name: network.get_submodule(name).weight.dequantize() for name in before}
+    assert len(before) > 10 and all(weight.shape[0] % 16 == 0 for weight in before.values())
+    for name, weight in before.items():  # three bits of mantissa; below a 2^-15th of the row's largest they run out
+        error, largest = (rounded[name] - weight).abs(), weight.abs().amax(1, keepdim=True)
+        assert error.max() > 0 and (error <= weight.abs() / 15 + largest * 2**-15).all()
+    error = (network(*given) - exact).norm() / exact.norm()
+    assert 1e-3 < error < 0.2
+    with pytest.raises(ValueError, match="leave the rewrite 'packed' out"):
+        quantise(FastUNet(UNET))
+    with pytest.raises(ValueError, match="fp8: got a plain stream, expected fast=True"):
+        Stream(MODEL, fp8=True)
+    monkeypatch.setattr(fast_module.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ImportError, match=r"pip install 'rainlab\[fp8\]'"):
+        Stream(MODEL, fast=True, fp8=True)
 
 
 @pytest.mark.parametrize("rewrites", [("channels_last",), ("packed",), REWRITES], ids="+".join)

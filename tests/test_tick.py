@@ -60,6 +60,14 @@ def test_contents_are_those_of_the_plain_stream():
         assert torch.equal(times, our_times) and torch.allclose(latents, ours, atol=1e-4)
 
 
+def test_in_fp8_too():
+    conditions = list(micro.pictures(21))
+    streams = {fp8: TickStream(MODEL, 8, 4, guidance=2.0, fp8=fp8) for fp8 in (False, True)}
+    exact, rounded = (films(stream, conditions) for stream in streams.values())
+    expected = films(Stream(MODEL, 8, 4, guidance=2.0, fast=True, fp8=True), conditions)
+    assert np.abs(rounded - expected).max() <= 1 < np.abs(exact - rounded).max()
+
+
 def test_an_unknown_way_is_refused():
     with pytest.raises(ValueError, match="how: got 'jit', expected one of"):
         TickStream(MODEL, how="jit")
@@ -82,6 +90,17 @@ def test_a_cuda_graph_gives_the_same_frames():
     frames = [films(stream, conditions) for stream in (TickStream(model, **options),
                                                        TickStream(model, how="graph", **options))]  # fmt: skip
     assert np.abs(frames[0] - frames[1]).max() <= 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("how", ["eager", "graph"])
+def test_a_gpu_multiplies_fp8(how):
+    if torch.cuda.get_device_capability() < (8, 9):
+        pytest.skip("this GPU multiplies no fp8")
+    model, conditions = micro.model().cuda().bfloat16(), list(micro.pictures(21))
+    options = {"window": 8, "groups": 4, "guidance": 2.0}
+    exact, rounded = (films(TickStream(model, how=how, fp8=fp8, **options), conditions) for fp8 in (False, True))
+    assert 0 < np.abs(exact - rounded).mean() < 8
 
 
 @pytest.mark.gpu

@@ -36,10 +36,15 @@ METHODS = {
     "flat": "RAIN without motion modules",
     "rain": "RAIN",
 }
-OTHERS = {"bf16": "RAIN in bf16", "stream_diffusion": "StreamDiffusion", "live2diff": "Live2Diff"}
+OTHERS = {
+    "bf16": "RAIN in bf16",
+    "fp8": "RAIN, products in fp8",
+    "stream_diffusion": "StreamDiffusion",
+    "live2diff": "Live2Diff",
+}
 """Ways to make frames of the same weights faster, or with less delay, that change them (Table 2)."""
 STAGE = {"autoencoder": "autoencoder", "undistilled": "stage2", "flat": "distill2d", "wrong": "distill3d",
-         "rain": "distill3d", "bf16": "distill3d", "stream_diffusion": "distill2d",
+         "rain": "distill3d", "bf16": "distill3d", "fp8": "distill3d", "stream_diffusion": "distill2d",
          "live2diff": "distill3d"}  # fmt: skip
 """The stage after which a method's networks are taken; "copy" needs none."""
 ABLATIONS = {
@@ -96,7 +101,8 @@ def _streamed(preset: Preset, method: str, model: RAIN, reference: np.ndarray, c
     if method == "bf16":
         model = deepcopy(model).to(torch.bfloat16)
     if method not in ("stream_diffusion", "live2diff"):
-        return stream(model, reference, condition, **stream_options(preset, model))
+        eight = {"fast": True, "fp8": True} if method == "fp8" else {}
+        return stream(model, reference, condition, **stream_options(preset, model), **eight)
     cfg = preset.stream
     options = {"levels": cfg.groups, "guidance": cfg.guidance, "fast": True}
     if method == "live2diff":

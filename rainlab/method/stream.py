@@ -21,7 +21,7 @@ from torch import Tensor
 from rainlab.config import StreamConfig
 from rainlab.method import schedule
 from rainlab.method.embeddings import guidance_embedding
-from rainlab.method.fast import REWRITES, FastUNet, keep_freed_memory, laid_out
+from rainlab.method.fast import REWRITES, FastUNet, keep_freed_memory, laid_out, quantise
 from rainlab.method.rain import RAIN, to_signed, to_uint8, to_unit
 from rainlab.method.unet import causal_mask
 
@@ -46,6 +46,7 @@ class Stream:
             distillation) takes none. This and the next may be changed while it streams (attributes of these names).
         fast: compute with :class:`rainlab.method.fast.FastUNet`: the same up to rounding, with the weights as they are
             now; or the names of the rewrites that it is to make.
+        fp8: with a fast network whose products are in 8 bits (:func:`rainlab.method.fast.quantise`): other frames.
         temporal_strength: factor of what the motion modules add, 1 as trained; 0: frames do not see each other.
         seed: of the noise; on one machine the same seed and conditions give the same frames bit for bit however they
             are pushed.
@@ -59,7 +60,7 @@ class Stream:
 
     Raises:
         ValueError: p does not divide K, p·N exceeds T, N < 1, K exceeds what the network's positional encoding holds,
-            or ω is given to a network without ω embedding.
+            ω is given to a network without ω embedding, or fp8 to a plain stream. ImportError: fp8 without torchao.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Stream:
         noise: Noise | None = None,
         temporal_strength: float = 1.0,
         fast: bool | Collection[str] = False,
+        fp8: bool = False,
     ):
         unet, given = model.denoising_unet, dict(window=window, groups=groups, steps_per_group=steps_per_group,
                                                  guidance=guidance, causal=causal)  # fmt: skip
@@ -92,8 +94,14 @@ class Stream:
         self.temporal_strength = temporal_strength
         self.seconds = {"guider": 0.0, "network": 0.0, "decoder": 0.0}
         self._network, self._guider, self._autoencoder = unet, model.pose_guider, model.autoencoder
-        if rewrites := REWRITES if fast is True else fast or ():
+        rewrites = REWRITES if fast is True else fast or ()
+        if fp8 and not rewrites:
+            raise ValueError("fp8: got a plain stream, expected fast=True: the plain network stays as it is")
+        if rewrites:
+            rewrites = [name for name in rewrites if not (fp8 and name == "packed")]
             self._network = FastUNet(unet, rewrites)
+            if fp8:
+                quantise(self._network)
             self._guider, self._autoencoder = (laid_out(part, rewrites) for part in (self._guider, self._autoencoder))
             if unet.conv_in.weight.device.type == "cpu":
                 keep_freed_memory()

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from rainlab.config import StreamConfig
 from rainlab.method import schedule
 from rainlab.method.embeddings import guidance_embedding
-from rainlab.method.fast import FastUNet, Given, laid_out
+from rainlab.method.fast import FastUNet, Given, laid_out, quantise
 from rainlab.method.rain import RAIN, to_uint8
 from rainlab.method.stream import Stream
 from rainlab.method.unet import causal_mask
@@ -52,17 +52,19 @@ class Tick(nn.Module):
 
     Args:
         model: its context has one token. cfg: K, p, N and whether attention over frames is causal.
-        rewrites: see :class:`rainlab.method.fast.FastUNet`.
+        rewrites: see :class:`rainlab.method.fast.FastUNet`. fp8: products in 8 bits, as for a Stream.
 
     Raises:
         ValueError: the context has more tokens than one.
     """
 
-    def __init__(self, model: RAIN, cfg: StreamConfig, rewrites: tuple[str, ...] = FUNCTIONAL):
+    def __init__(self, model: RAIN, cfg: StreamConfig, rewrites: tuple[str, ...] = FUNCTIONAL, fp8: bool = False):
         super().__init__()
         self.window, self.groups, self.steps = cfg.window, cfg.groups, cfg.steps_per_group
         self.group_size, self.guidance_dim = cfg.window // cfg.groups, model.denoising_unet.cfg.guidance_dim
         self.unet = FastUNet(model.denoising_unet, rewrites)
+        if fp8:
+            quantise(self.unet)
         self.guider, self.autoencoder = (laid_out(part, rewrites) for part in (model.pose_guider, model.autoencoder))
         times = schedule.stream_times(self.groups, self.steps) - 1  # table indices, (N + 1, p)
         ones, now, after = torch.ones(times[1:].shape), times[:-1], times[1:]
@@ -196,13 +198,21 @@ class TickStream(Stream):
     Args:
         how: "eager"; "compiled": by ``torch.compile``, which takes about a minute at the first tick; "graph": that in a
             CUDA graph. run: another function with the arguments of :meth:`Tick.forward` instead, such as an engine's.
-        given, options: as for Stream.
+        fp8: products in 8 bits. given, options: as for Stream.
 
     Raises:
         ValueError: an unknown way, or a model with more context tokens than one.
     """
 
-    def __init__(self, model: RAIN, *given: Any, how: str = "eager", run: Callable | None = None, **options: Any):
+    def __init__(
+        self,
+        model: RAIN,
+        *given: Any,
+        how: str = "eager",
+        run: Callable | None = None,
+        fp8: bool = False,
+        **options: Any,
+    ):
         if how not in HOW:
             raise ValueError(f"how: got {how!r}, expected one of {HOW}")
         super().__init__(model, *given, **options)
@@ -212,7 +222,7 @@ class TickStream(Stream):
             mine = asdict(self.cfg) | {"guidance": made_for["guidance"], "size": made_for["size"]}
             if made_for != mine:
                 raise ValueError(f"run: got a tick made for {made_for}, expected {mine}: export it for this stream")
-        self._tick = Tick(model, self.cfg)
+        self._tick = Tick(model, self.cfg, fp8=fp8)
         self._run = run or self._tick
         if how != "eager" and run is None:
             mode = {"mode": "max-autotune-no-cudagraphs"} if self.device.type == "cuda" else {}

@@ -426,5 +426,3 @@ class UNet(nn.Module):
                 f"got {f} frames, but the positional encoding holds {cfg.motion_length}: "
                 "use a smaller window or a UNetConfig with a larger motion_length"
             )
-
-
