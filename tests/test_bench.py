@@ -123,8 +123,12 @@ def test_engine_counts_frames_and_network_calls(monkeypatch):
         "stream, K = 8, N = 1, bf16": [8] * 4,
         "StreamDiffusion": [4] * 8,  # p frames for each
         "StreamDiffusion, fast": [],
+        "StreamDiffusion with reference": [4] * 8,
+        "StreamDiffusion with reference, fast": [],
         "Live2Diff": [4] * 8,
         "Live2Diff, fast": [],
+        "Live2Diff with reference": [4] * 8,
+        "Live2Diff with reference, fast": [],
     }
 
 

@@ -40,12 +40,18 @@ OTHERS = {
     "bf16": "RAIN in bf16",
     "fp8": "RAIN, products in fp8",
     "stream_diffusion": "StreamDiffusion",
+    "stream_diffusion_look": "StreamDiffusion with reference",
     "live2diff": "Live2Diff",
+    "live2diff_look": "Live2Diff with reference",
 }
 """Ways to make frames of the same weights faster, or with less delay, that change them (Table 2)."""
-STAGE = {"autoencoder": "autoencoder", "undistilled": "stage2", "flat": "distill2d", "wrong": "distill3d",
-         "rain": "distill3d", "bf16": "distill3d", "fp8": "distill3d", "stream_diffusion": "distill2d",
-         "live2diff": "distill3d"}  # fmt: skip
+STAGE = {
+    "autoencoder": "autoencoder",
+    "undistilled": "stage2",
+    "flat": "distill2d",
+    "stream_diffusion": "distill2d",
+    "stream_diffusion_look": "distill2d",
+} | dict.fromkeys(("wrong", "rain", "bf16", "fp8", "live2diff", "live2diff_look"), "distill3d")
 """The stage after which a method's networks are taken; "copy" needs none."""
 ABLATIONS = {
     "K = 16": {},
@@ -100,12 +106,12 @@ def generate(preset: Preset, method: str, held: HeldOut, model: RAIN | None = No
 def _streamed(preset: Preset, method: str, model: RAIN, reference: np.ndarray, condition: np.ndarray) -> np.ndarray:
     if method == "bf16":
         model = deepcopy(model).to(torch.bfloat16)
-    if method not in ("stream_diffusion", "live2diff"):
+    if not method.startswith(("stream_diffusion", "live2diff")):
         eight = {"fast": True, "fp8": True} if method == "fp8" else {}
         return stream(model, reference, condition, **stream_options(preset, model), **eight)
     cfg = preset.stream
-    options = {"levels": cfg.groups, "guidance": cfg.guidance, "fast": True}
-    if method == "live2diff":
+    options = {"levels": cfg.groups, "guidance": cfg.guidance, "fast": True, "look": method.endswith("look")}
+    if method.startswith("live2diff"):
         running = Live2Diff(model, cfg.window, cfg.window // 2, **options)
     else:
         running = StreamDiffusion(model, **options)

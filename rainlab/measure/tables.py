@@ -67,8 +67,9 @@ NOTES = {
     "another machine, so the two kinds of rows do not compare; × DDIM is a ratio within one network and machine. "
     "Medians [quartiles] of n interleaved rounds. GFLOP: what the plain way to do the same multiplies and adds, in "
     "products, convolutions and attention. Ceiling: what one large product reaches on that machine. StreamDiffusion "
-    "has no attention over frames or to a reference, Live2Diff attends to the past alone; both run here on the same "
-    "network, guider and decoder, a frame at a time.",
+    "and Live2Diff run here on the same network, guider and decoder, a frame at a time, in four steps (Live2Diff's "
+    "reported row: two), and do not encode the pictures that come in, as they would. StreamDiffusion has no attention "
+    "over frames, Live2Diff one to the past alone; neither has attention to a reference, but where the row says so.",
     "table3": "Table 3, ablations. Reported rows: UBC-Fashion, 768×512. Our rows: held-out studio characters, one "
     "training each. The two kinds of rows do not compare; the order of ours is reported, not asserted. "
     f"[95 % interval], n clips. Flicker (change of frames that should stand still) and border ratio: the first "

@@ -68,9 +68,10 @@ def ways(preset: Preset, clip: Clip, steps: int = 20) -> dict[str, Way]:
     if native_bf16(torch.device("cpu")):  # elsewhere it is imitated, slowly
         kinds[f"{own}, bf16"] = partial(Stream, deepcopy(video).to(torch.bfloat16)), own
     cached = partial(Live2Diff, video, length=k, anchor=k // 2)
-    for label, kind in {"StreamDiffusion": partial(StreamDiffusion, image), "Live2Diff": cached}.items():
-        kinds[label] = partial(kind, levels=preset.stream.groups), label
-        kinds[f"{label}, fast"] = partial(kind, levels=preset.stream.groups, fast=True), label
+    for name, kind in {"StreamDiffusion": partial(StreamDiffusion, image), "Live2Diff": cached}.items():
+        for label, look in {name: False, f"{name} with reference": True}.items():
+            given = partial(kind, levels=preset.stream.groups, look=look)
+            kinds[label], kinds[f"{label}, fast"] = (given, label), (partial(given, fast=True), label)
     for label, (kind, method) in kinds.items():
         stream = past_its_start(kind(), clip)
         made[label] = Way(stream.push, method, stream.latency_frames)
