@@ -129,6 +129,18 @@ def test_fp8_rounds_the_weights_of_products(monkeypatch):
         Stream(MODEL, fast=True, fp8=True)
 
 
+def test_changed_weights_and_a_reference_of_another_size_are_refused():
+    plain = micro.model().denoising_unet
+    network, given = FastUNet(plain), arguments()
+    bank = {name: states[:, : states.shape[1] // 2] for name, states in given[-1].items()}
+    with pytest.raises(ValueError, match="got a bank of 24 places in .*, expected 48 like the latents"):
+        network(*given[:-1], bank)
+    network(*given)
+    plain.load_state_dict(plain.state_dict())
+    with pytest.raises(RuntimeError, match="weights have changed since this was made"):
+        network(*given)
+
+
 @pytest.mark.parametrize("rewrites", [("channels_last",), ("packed",), REWRITES], ids="+".join)
 @torch.no_grad()
 def test_guider_and_autoencoder_too(rewrites):

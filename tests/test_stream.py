@@ -243,6 +243,21 @@ def test_wrong_conditions_are_named_and_leave_the_stream_as_it_was(picture, erro
     assert s.push([GOOD] * 7) == [] and len(s.push(GOOD)) == 2
 
 
+@pytest.mark.parametrize("fast", [False, True])
+def test_an_interrupted_tick_leaves_the_stream_as_if_its_group_had_not_come(fast, monkeypatch):
+    conditions = list(micro.pictures(20))
+    expected = stream(fast=fast).push(conditions[:10] + conditions[12:])
+    running = stream(fast=fast)
+    frames, decode = running.push(conditions[:10]), running._autoencoder.decode_next
+    with monkeypatch.context() as broken:
+        broken.setattr(running._autoencoder, "decode_next", lambda *given: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            running.push(conditions[10:12])
+    assert running._autoencoder.decode_next == decode
+    frames += running.push(conditions[12:])
+    assert len(frames) == len(expected) and np.array_equal(frames, expected)
+
+
 def test_a_stream_runs_as_its_model_was_trained_unless_told_otherwise():
     """A K = 8 causal model must not run as K = 16 without a mask."""
     trained = micro.model(micro.micro(stream__window=8, stream__groups=2, stream__causal=True, stream__guidance=3.0))
@@ -274,6 +289,11 @@ def test_a_bad_picture_leaves_nothing_behind_after_a_bank_from_elsewhere():
 
 
 def test_wrong_use_is_named():
+    undistilled = Stream(micro.model(guidance=False), 8, 4)
+    undistilled.reference(micro.pictures())
+    undistilled.guidance = 3.0
+    with pytest.raises(ValueError, match="guidance: got 3.0, but this network has no ω embedding"):
+        undistilled.push(list(micro.pictures(2)))
     model = micro.model()
     with pytest.raises(RuntimeError, match="no reference"):
         Stream(model).push(GOOD)

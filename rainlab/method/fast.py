@@ -58,11 +58,12 @@ class Given:
 
 
 class FastUNet(nn.Module):
-    """A denoising :class:`rainlab.method.unet.UNet` for inference, with its ``forward`` and its parameters.
+    """A denoising :class:`rainlab.method.unet.UNet` for inference, with its ``forward``.
 
-    What is kept belongs to the objects passed last: a bank or context changed in place is not noticed, nor are weights
-    changed after this was made. Memory: the weights of products and convolutions a second time, and keys and values
-    of one window for each spatial block.
+    Some of its weights are the plain network's, some are copies laid out anew, so after a change to the former make
+    this one anew; and move or cast the plain one before. What is kept belongs to the objects passed last: a bank or
+    context changed in place is not noticed. Memory: the weights of products and convolutions a second time, and keys
+    and values of one window for each spatial block.
 
     Args:
         unet: the network; it stays as it is. rewrites: which of REWRITES are made.
@@ -83,6 +84,8 @@ class FastUNet(nn.Module):
         self.resnets: list[TimedResnet] = []
         self._replace(self.unet)
         _lay_out(self.unet, self.rewrites)
+        self._plain = tuple(unet.parameters())
+        self._made_at = self._versions()
         self._guidance: Tensor | None = None  # what the following belongs to
         self._context: Tensor | None = None
         self._reference: dict[str, Tensor] | None = None
@@ -118,6 +121,12 @@ class FastUNet(nn.Module):
     ) -> Tensor:
         """v, as :meth:`rainlab.method.unet.UNet.forward` gives it; no sample's reference can be dropped here."""
         self.unet._check(latents, timesteps, context, pose, guidance, temporal_mask)
+        first, places = self.spatial[0].name, latents.shape[3] * latents.shape[4]
+        if reference is not None and reference[first].shape[1] != places:
+            got = f"reference: got a bank of {reference[first].shape[1]} places in {first}"
+            raise ValueError(f"{got}, expected {places} like the latents; for another size use the plain network")
+        if self._versions() != self._made_at:
+            raise RuntimeError("the plain network's weights have changed since this was made: make the stream anew")
         f, keep = timesteps.shape[1], self.rewrites
         if "embeddings" not in keep or not _equal(guidance, self._guidance):
             self._guidance, self._added = guidance, {}
@@ -132,6 +141,9 @@ class FastUNet(nn.Module):
         tokens, looked = self._looked
         given = Given(self._added[key], looked, self._kept, tokens, f, temporal_mask, temporal_strength)
         return self.denoise(latents, pose, given)
+
+    def _versions(self) -> int:
+        return sum(parameter._version for parameter in self._plain)
 
     def denoise(self, latents: Tensor, pose: Tensor | None, given: Given) -> Tensor:
         """v of latents ``(b, f, c, h, w)``: a function of its arguments and weights alone."""
@@ -319,7 +331,7 @@ class ReferenceAttention(nn.Module):
     def __init__(self, plain: Attention, packed: bool):
         super().__init__()
         self.heads = plain.heads
-        self.qkv = Product(_scaled_qkv(plain), None, packed)
+        self.qkv = Product(scaled_qkv(plain), None, packed)
         self.kv = Product(torch.cat([plain.to_k.weight, plain.to_v.weight]), None, packed)
         self.out = Product(plain.to_out[0].weight, plain.to_out[0].bias, packed)
 
@@ -362,7 +374,7 @@ class Temporal(nn.Module):
         self.qkv, self.out = nn.ModuleList(), nn.ModuleList()
         self.slots = nn.ParameterList()  # (length, 1, 3c): the positional encoding in queries, keys and values
         for attention in block.attention_blocks:
-            weight = _scaled_qkv(attention)
+            weight = scaled_qkv(attention)
             self.qkv.append(Product(weight, None, packed))
             slots = F.linear(attention.pos_encoder.pe[0].to(weight.dtype), weight)[:, None]
             self.slots.append(nn.Parameter(slots, requires_grad=False))
@@ -403,7 +415,7 @@ def as_picture(tokens: Tensor, height: int) -> Tensor:
     return tokens.view(n, height, places // height, c).permute(0, 3, 1, 2)
 
 
-def _scaled_qkv(plain: Attention) -> Tensor:
+def scaled_qkv(plain: Attention) -> Tensor:
     """Weights of one product for queries, keys and values; the scores' scale is in the queries'."""
     scale = (plain.to_q.weight.shape[0] // plain.heads) ** -0.5
     return torch.cat([plain.to_q.weight * scale, plain.to_k.weight, plain.to_v.weight]).detach()

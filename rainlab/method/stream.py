@@ -143,7 +143,7 @@ class Stream:
     @torch.no_grad()
     def reference(self, picture: np.ndarray | Tensor) -> None:
         """Set or replace the character: uint8 RGB ``(h, w, 3)``, or ``(b, h, w, 3)`` with ``batch``."""
-        running = self._latents is not None or bool(self._waiting)
+        running = bool(self._levels or self._waiting)
         picture = self._picture(picture, "reference", self._size if running else None)
         self._size = tuple(picture.shape[1:3])
         bank, context = self.model.look(to_signed(picture).to(self.dtype))
@@ -161,24 +161,26 @@ class Stream:
         they come ``group_size`` at a time, the first group after ``latency_frames`` conditions.
 
         Raises:
-            RuntimeError: no reference was set. TypeError, ValueError: wrong type, channels or size.
+            RuntimeError: no reference was set. TypeError, ValueError: wrong type, channels or size; nothing was pushed.
+
+        Where a tick is interrupted or fails, its group is gone and the stream can go on.
         """
         if self._bank is None:
             raise RuntimeError("no reference: call stream.reference(picture) before stream.push(condition)")
         if not isinstance(conditions, (list, tuple)):
             conditions = [conditions]
         # all or none: a bad condition must not leave half a push behind
-        checked, size = [], self._size
+        pictures, size = [], self._size
         for condition in conditions:
-            checked.append(self._picture(condition, "condition", size))
-            size = tuple(checked[-1].shape[1:3])
+            pictures.append(self._picture(condition, "condition", size))
+            size = tuple(pictures[-1].shape[1:3])
         self._size = size
         frames: list[np.ndarray] = []
-        for condition in checked:
+        for condition in pictures:
             self._waiting.append(condition)
             if len(self._waiting) == self.group_size:
-                frames += self._turn(self._waiting)
-                self._waiting = []
+                group, self._waiting = self._waiting, []
+                frames += self._whole(group)
         return frames
 
     @torch.no_grad()
@@ -192,11 +194,21 @@ class Stream:
         padding, frames = 0, []
         if self._waiting:
             padding = self.group_size - len(self._waiting)
-            frames += self._turn(self._waiting + self._waiting[-1:] * padding)
+            frames += self._whole(self._waiting + self._waiting[-1:] * padding)
         while self._levels:
-            frames += self._turn(None)
+            frames += self._whole(None)
         self.reset()
         return frames[: len(frames) - padding]
+
+    def _whole(self, conditions: list[Tensor] | None) -> list[np.ndarray]:
+        """A tick, or none of it: one that is interrupted or fails leaves the stream as if its group had not come."""
+        before, drawn = vars(self) | {"_levels": list(self._levels)}, self._generator.get_state()
+        try:
+            return self._turn(conditions)
+        except BaseException:
+            vars(self).update(before)
+            self._generator.set_state(drawn)
+            raise
 
     def _turn(self, conditions: list[Tensor] | None) -> list[np.ndarray]:
         """One tick, from the conditions of a group (None: drain) to the frames that became clean."""
@@ -258,6 +270,8 @@ class Stream:
     def _predict(self, latents: Tensor, timesteps: Tensor) -> Tensor:
         b, f = timesteps.shape
         if self.guidance is not None and self._strength[0] != (b, self.guidance):
+            if not self.model.denoising_unet.cfg.guidance_dim:
+                raise ValueError(f"guidance: got {self.guidance}, but this network has no ω embedding: set it to None")
             strength = torch.full((b,), self.guidance, device=self.device)
             embedding = guidance_embedding(strength, self.model.denoising_unet.cfg.guidance_dim).to(self.dtype)
             self._strength = (b, self.guidance), embedding
@@ -284,26 +298,36 @@ class Stream:
         return [frames[:, i] if self.batch else frames[0, i] for i in range(frames.shape[1])]
 
     def _picture(self, picture: np.ndarray | Tensor, what: str, size: tuple[int, int] | None) -> Tensor:
-        """Check and return uint8 ``(b, h, w, 3)`` on the device; ``size`` is what this stream's pictures have."""
-        shape = "(h, w, 3)" if self.batch is None else f"({self.batch}, h, w, 3)"
-        expected = f"expected uint8 RGB {shape}"
-        if not isinstance(picture, (np.ndarray, Tensor)):
-            raise TypeError(f"{what}: got {type(picture).__name__}, {expected} as a numpy array or tensor")
-        tensor = torch.as_tensor(picture)
-        if tensor.dtype != torch.uint8:
-            raise TypeError(f"{what}: got dtype {tensor.dtype}, {expected} with values 0 … 255")
-        if tensor.ndim != (3 if self.batch is None else 4) or tensor.shape[-1] != 3:
-            hint = " (channels last: transpose it)" if tensor.ndim >= 3 and tensor.shape[-3] == 3 else ""
-            raise ValueError(f"{what}: got shape {tuple(tensor.shape)}, {expected}{hint}")
-        tensor = tensor[None] if self.batch is None else tensor
-        if self.batch is not None and tensor.shape[0] != self.batch:
-            raise ValueError(f"{what}: got {tensor.shape[0]} pictures, expected batch={self.batch}")
-        got, factor = tuple(tensor.shape[1:3]), self.model.autoencoder.factor
-        if any(n % factor for n in got):
-            raise ValueError(f"{what}: got size {got}, expected height and width that are multiples of {factor}")
-        if size is not None and got != size:
-            raise ValueError(f"{what}: got size {got}, expected {size} like the rest of this stream")
-        return tensor.to(self.device)
+        return checked(picture, what, self.model.autoencoder.factor, size, self.batch).to(self.device)
+
+
+def checked(
+    picture: np.ndarray | Tensor, what: str, factor: int, size: tuple[int, int] | None = None, batch: int | None = None
+) -> Tensor:
+    """A picture, or with ``batch`` so many, as uint8 ``(b, h, w, 3)``; ``size`` is what this stream's pictures have.
+
+    Raises:
+        TypeError, ValueError: wrong type, channels or size, or sides that are no multiples of ``factor``.
+    """
+    shape = "(h, w, 3)" if batch is None else f"({batch}, h, w, 3)"
+    expected = f"expected uint8 RGB {shape}"
+    if not isinstance(picture, (np.ndarray, Tensor)):
+        raise TypeError(f"{what}: got {type(picture).__name__}, {expected} as a numpy array or tensor")
+    tensor = torch.as_tensor(picture)
+    if tensor.dtype != torch.uint8:
+        raise TypeError(f"{what}: got dtype {tensor.dtype}, {expected} with values 0 … 255")
+    if tensor.ndim != (3 if batch is None else 4) or tensor.shape[-1] != 3:
+        hint = " (channels last: transpose it)" if tensor.ndim >= 3 and tensor.shape[-3] == 3 else ""
+        raise ValueError(f"{what}: got shape {tuple(tensor.shape)}, {expected}{hint}")
+    tensor = tensor[None] if batch is None else tensor
+    if batch is not None and tensor.shape[0] != batch:
+        raise ValueError(f"{what}: got {tensor.shape[0]} pictures, expected batch={batch}")
+    got = tuple(tensor.shape[1:3])
+    if any(n % factor for n in got):
+        raise ValueError(f"{what}: got size {got}, expected height and width that are multiples of {factor}")
+    if size is not None and got != size:
+        raise ValueError(f"{what}: got size {got}, expected {size} like the rest of this stream")
+    return tensor
 
 
 def animate(model: RAIN, reference: np.ndarray, conditions: np.ndarray, **options) -> np.ndarray:
