@@ -8,7 +8,7 @@ import micro
 import numpy as np
 import pytest
 import torch
-from test_tick import films
+from test_tick import films, with_memory
 
 pytest.importorskip("onnxscript", reason="needs rainlab[export]")
 
@@ -18,7 +18,7 @@ from rainlab.method.export import OnnxTick, TensorRTTick, build_engine, to_onnx 
 from rainlab.method.stream import Stream  # noqa: E402
 from rainlab.method.tick import TickStream  # noqa: E402
 
-MODEL = micro.model()
+MODEL = with_memory()
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +52,75 @@ def test_its_state_is_the_eager_tick_s_to_rounding(onnx):
 
 
 def test_nothing_is_allocated_from_the_third_call_on(onnx):
-    run, (_, given) = OnnxTick(onnx, 1), export.example(MODEL, MODEL.preset.stream, (32, 24))
+    run, (_, (*given, state, constants)) = OnnxTick(onnx, 1), export.example(MODEL, MODEL.preset.stream, (32, 24))
     places = []
     for _ in range(5):
-        frames, state = run(*given)
-        places.append((frames.data_ptr(), state.latents.data_ptr()))
+        frames, state = run(*given, state, constants)
+        places.append((frames.data_ptr(), state.latents.data_ptr(), state.memory[0].data_ptr()))
     assert len(set(places)) == 2 and places[0] == places[2] == places[4]
 
 
 def test_a_tick_made_for_another_stream_is_refused(onnx):
     with pytest.raises(ValueError, match="run: got a tick made for .*'window': 8.*'window': 4"):
         TickStream(MODEL, window=4, run=OnnxTick(onnx, 1))
+    with pytest.raises(ValueError, match="'batch': 1.*'batch': 2.*a stream for each"):
+        TickStream(MODEL, batch=2, run=OnnxTick(onnx, 1))
+
+
+def test_a_tick_of_another_model_is_refused(onnx):
+    other = with_memory()
+    other.autoencoder.decoder[-1].weight[0] += 1
+    with pytest.raises(ValueError, match="run: got a tick made for {'weights': '.*expected {'weights': '.*export it"):
+        TickStream(other, run=OnnxTick(onnx, 1))
+    with pytest.raises(ValueError, match="'dtype': 'torch.float32'.*'dtype': 'torch.float16'"):
+        TickStream(with_memory().half(), run=OnnxTick(onnx, 1))
+    elsewhere = OnnxTick(onnx, 1)
+    elsewhere.made_for["device"] = "cuda:0"  # as an engine's
+    with pytest.raises(ValueError, match="'device': 'cuda:0'.*'device': 'cpu'"):
+        TickStream(MODEL, run=elsewhere)
+    TickStream(MODEL, guidance=7.0, run=OnnxTick(onnx, 1))  # ω is no part of it
+
+
+def test_pictures_of_another_size_are_refused_at_once(onnx):
     stream = TickStream(MODEL, run=OnnxTick(onnx, 1))
-    stream.reference(micro.pictures(size=(16, 16)))
-    with pytest.raises(ValueError, match=r"got size \(16, 16\), but the exported tick takes \[32, 24\]"):
-        stream.push(list(micro.pictures(2, size=(16, 16))))
+    with pytest.raises(ValueError, match=r"reference: got size \(16, 16\), but the exported tick takes \(32, 24\)"):
+        stream.reference(micro.pictures(size=(16, 16)))
+    stream.reference(micro.pictures())
+    stream.push(list(micro.pictures(3)))
+    with pytest.raises(ValueError, match="reference: got size"):
+        stream.reference(micro.pictures(size=(16, 16)))
+    stream.reference(micro.pictures())
+    assert len(stream.push(list(micro.pictures(9)))) > 0
+
+
+def test_streams_may_share_it(onnx):
+    """At different rates, and one of them starts anew."""
+    run, ours, others = OnnxTick(onnx, 1), list(micro.pictures(26)), list(micro.pictures(40, seed=5))
+    alone = films(TickStream(MODEL, run=run), ours)
+    one, two = (TickStream(MODEL, run=run) for _ in range(2))
+    two.reference(micro.pictures(seed=7))
+
+    class Between:
+        """Pushes to the other stream before and after each of its own."""
+
+        def __call__(self, *arguments):
+            two.push(others[:2])
+            result = run(*arguments)
+            two.push(others[:6])
+            return result
+
+    one._run = Between()
+    assert np.array_equal(films(one, ours), alone)
+
+
+def test_contents_are_not_written_over(onnx):
+    stream = TickStream(MODEL, run=OnnxTick(onnx, 1))
+    stream.reference(micro.pictures())
+    stream.push(list(micro.pictures(10)))
+    latents = stream.contents[0]
+    before = latents.clone()
+    stream.push(list(micro.pictures(8)))
+    assert torch.equal(latents, before)
 
 
 def test_other_files_are_refused(tmp_path):
@@ -108,6 +162,9 @@ def test_an_engine_shows_the_frames_of_the_plain_stream(tmp_path):
     streams = Stream(model), TickStream(model, run=TensorRTTick(tmp_path / "half.engine"))
     plain, engine = (films(stream, conditions) for stream in streams)
     assert np.abs(plain - engine).mean() < 2
+    for other in (micro.model(seed=1).cuda().half(), micro.model().cuda(), micro.model().half()):
+        with pytest.raises(ValueError, match="run: got a tick made for"):
+            TickStream(other, run=TensorRTTick(tmp_path / "half.engine"))
 
 
 def test_the_command_line_writes_and_times(exported, capsys):

@@ -16,10 +16,10 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import threading
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from rainlab.config import StreamConfig
 from rainlab.files import atomic_path
 from rainlab.method.rain import RAIN, to_signed
 from rainlab.method.stream import Stream
-from rainlab.method.tick import Constants, State, Tick, TickStream
+from rainlab.method.tick import Constants, State, Tick, TickStream, made_for
 
 OPSET = 20
 PLAIN = ("conditions", "fresh", "noise", "order", "levels", "seen", "strength")  # then the state, then the constants
@@ -100,7 +100,7 @@ def to_onnx(model: RAIN, path: str | Path, size: tuple[int, int], cfg: StreamCon
         warnings.simplefilter("ignore")  # of torch.export about itself
         program = torch.onnx.export(flat_tick, tuple(flat), dynamo=True, opset_version=OPSET, input_names=inputs,
                                     output_names=outputs, verbose=False)  # fmt: skip
-    program.model.metadata_props["rainlab"] = json.dumps(asdict(cfg) | {"size": size})
+    program.model.metadata_props["rainlab"] = json.dumps(made_for(model, cfg, batch=1) | {"size": size})
     heavy = sum(tensor.numel() * tensor.element_size() for tensor in model.denoising_unet.parameters()) > 1.5e9
     if heavy:  # its data file is named inside, so it cannot be renamed afterwards
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -125,11 +125,35 @@ def _note(onnx: str | Path) -> str:
     raise ValueError(f"{Path(onnx).name}: got an ONNX file without rainlab's note, expected one that to_onnx wrote")
 
 
-class OnnxTick:
-    """A tick by onnxruntime on the processor, in place of :meth:`rainlab.method.tick.Tick.forward`.
+class Exported:
+    """A tick outside of PyTorch, in place of :meth:`rainlab.method.tick.Tick.forward`; streams may share it.
 
-    Inputs are read and results written where they are: nothing is copied or allocated from the third call on. What it
-    returns holds until the call after the next.
+    ``made_for``: what it was exported for, and the device. Inputs are read and results written where they are: nothing
+    is copied, and nothing allocated from a stream's second call on. What it returns holds until the call after the next
+    of that stream.
+    """
+
+    made_for: dict[str, Any]
+
+    def __call__(self, *arguments: Any) -> tuple[Tensor, State]:
+        conditions, state = arguments[0], arguments[-2]
+        inputs, outputs = names(*arguments[-2:])
+        given = [tensor.contiguous() for tensor in pytree.tree_leaves(arguments)]
+        like = [conditions, state.latents, state.features, *state.memory]
+        places = state.places or [
+            [torch.empty(part.shape, dtype=part.dtype, device=part.device) for part in like] for _ in range(2)
+        ]
+        results = places[places[0][1] is state.latents]  # one of them holds the state that is read
+        self._execute(dict(zip(inputs, given, strict=True)), dict(zip(outputs, results, strict=True)))
+        frames, latents, features, *memory = results
+        return frames, State(latents, features, memory, places)
+
+    def _execute(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
+        raise NotImplementedError
+
+
+class OnnxTick(Exported):
+    """A tick by onnxruntime on the processor.
 
     Raises:
         FileNotFoundError: no file. ValueError: a file that :func:`to_onnx` did not write.
@@ -140,34 +164,18 @@ class OnnxTick:
 
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such file; write it with `python -m rainlab.method.export`")
-        self.made_for = json.loads(_note(path))
+        self.made_for = json.loads(_note(path)) | {"device": "cpu"}
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # others need the cores between ticks
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._sets: list[list[Tensor]] = []
-        self._turn = 0
 
-    def __call__(self, *arguments: Any) -> tuple[Tensor, State]:
-        inputs, outputs = names(*arguments[-2:])
+    def _execute(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
         binding = self.session.io_binding()
-        given = [tensor.contiguous() for tensor in pytree.tree_flatten(arguments)[0]]
-        for name, tensor in zip(inputs, given, strict=True):
-            binding.bind_input(name, "cpu", 0, _numpy(tensor.dtype), tuple(tensor.shape), tensor.data_ptr())
-        for name, tensor in zip(outputs, self._places(arguments), strict=True):
-            binding.bind_output(name, "cpu", 0, _numpy(tensor.dtype), tuple(tensor.shape), tensor.data_ptr())
+        for bind, tensors in ((binding.bind_input, inputs), (binding.bind_output, outputs)):
+            for name, tensor in tensors.items():
+                bind(name, "cpu", 0, _numpy(tensor.dtype), tuple(tensor.shape), tensor.data_ptr())
         self.session.run_with_iobinding(binding)
-        frames, latents, features, *memory = self._places(arguments)
-        self._turn += 1
-        return frames, State(latents, features, memory)
-
-    def _places(self, arguments: tuple[Any, ...]) -> list[Tensor]:
-        """Where results go: two places that take turns, for one still holds the state that is read."""
-        if len(self._sets) < 2:
-            conditions, state = arguments[0], arguments[-2]
-            like = [conditions, state.latents, state.features, *state.memory]
-            self._sets = [[torch.empty_like(tensor).contiguous() for tensor in like] for _ in range(2)]
-        return self._sets[self._turn % 2]
 
 
 def _numpy(dtype: torch.dtype) -> Any:
@@ -208,43 +216,46 @@ def build_engine(onnx: str | Path, path: str | Path, capability: str = "SM89") -
     return {"seconds": time.perf_counter() - start, "bytes": float(Path(path).stat().st_size)}
 
 
-class TensorRTTick:
-    """A tick by a TensorRT-RTX engine on a CUDA device, in place of :meth:`rainlab.method.tick.Tick.forward`.
-
-    All arguments lie on the device; nothing is copied or allocated from the third call on.
+class TensorRTTick(Exported):
+    """A tick by a TensorRT-RTX engine on a CUDA device, where all arguments lie.
 
     Raises:
-        FileNotFoundError: no file. RuntimeError: no CUDA device, or an engine for another kind of GPU.
+        FileNotFoundError: no file. RuntimeError: no CUDA device, or an engine for another kind of GPU. ValueError: an
+            engine that :func:`build_engine` did not write.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, device: str | torch.device = "cuda"):
         import tensorrt_rtx as trt
 
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such file; build it with `python -m rainlab.method.export`")
         if not torch.cuda.is_available():
             raise RuntimeError(f"{Path(path).name}: an engine needs a CUDA device and there is none; use OnnxTick")
-        self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
-        self.engine = self._runtime.deserialize_cuda_engine(Path(path).read_bytes())
-        if self.engine is None:
-            raise RuntimeError(f"{Path(path).name}: built for another kind of GPU; build it for this --capability")
-        self.made_for = json.loads(self.engine.name)
-        self._context = self.engine.create_execution_context()
-        self._sets: list[list[Tensor]] = []
-        self._turn = 0
+        self._device = torch.zeros((), device=device).device  # with its number
+        with torch.cuda.device(self._device):
+            self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
+            self.engine = self._runtime.deserialize_cuda_engine(Path(path).read_bytes())
+            if self.engine is None:
+                raise RuntimeError(f"{Path(path).name}: built for another kind of GPU; build it for this --capability")
+            try:
+                note = json.loads(self.engine.name)
+            except ValueError as error:
+                raise ValueError(f"{Path(path).name}: got another engine, expected one by build_engine") from error
+            self._context = self.engine.create_execution_context()
+            self._stream = torch.cuda.Stream()  # on the default one TensorRT waits more than it must
+        self.made_for = note | {"device": str(self._device)}
+        self._lock = threading.Lock()  # addresses belong to the context
 
-    _places = OnnxTick._places
-
-    def __call__(self, *arguments: Any) -> tuple[Tensor, State]:
-        inputs, outputs = names(*arguments[-2:])
-        given, places = [tensor.contiguous() for tensor in pytree.tree_flatten(arguments)[0]], self._places(arguments)
-        for name, tensor in zip([*inputs, *outputs], [*given, *places], strict=True):
-            self._context.set_tensor_address(name, tensor.data_ptr())
-        if not self._context.execute_async_v3(torch.cuda.current_stream().cuda_stream):
+    def _execute(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
+        with self._lock, torch.cuda.device(self._device):
+            here = torch.cuda.current_stream()
+            for name, tensor in (inputs | outputs).items():
+                self._context.set_tensor_address(name, tensor.data_ptr())
+            self._stream.wait_stream(here)
+            done = self._context.execute_async_v3(self._stream.cuda_stream)
+            here.wait_stream(self._stream)
+        if not done:
             raise RuntimeError("the engine failed; TensorRT's log above says why")
-        self._turn += 1
-        frames, latents, features, *memory = places
-        return frames, State(latents, features, memory)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

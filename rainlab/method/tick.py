@@ -9,13 +9,15 @@ what the plain stream gives.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from rainlab.config import StreamConfig
 from rainlab.method import schedule
@@ -27,6 +29,7 @@ from rainlab.method.unet import causal_mask
 
 FUNCTIONAL = ("embeddings", "context", "reference", "temporal", "channels_last")  # rewrites that any compiler knows
 HOW = ("eager", "compiled", "graph")
+GEOMETRIES = 2**16  # that one process may compile: no limit
 
 
 @dataclass
@@ -45,6 +48,7 @@ class State:
     latents: Tensor  # of the window, (b, K, c, h, w)
     features: Tensor  # of its conditions, (b, K, C, h, w)
     memory: list[Tensor]
+    places: list[list[Tensor]] | None = None  # where an exported tick writes its results, in turns
 
 
 class Tick(nn.Module):
@@ -147,40 +151,84 @@ class Tick(nn.Module):
         return to_uint8(pictures.float()), State(latents, features, memory or [])
 
 
-class CudaGraph:
-    """A function of tensors, captured once and replayed: one launch a call, no allocation.
+class Compiled:
+    """A module by ``torch.compile``, anew for every geometry that comes."""
 
-    What it returns is overwritten by the next call. The device is CUDA's.
+    def __init__(self, module: nn.Module, **options: Any):
+        self.module = torch.compile(module, fullgraph=True, dynamic=False, **options)
+
+    def __call__(self, *arguments: Any) -> Any:
+        # dynamo counts the geometries of all streams of a process together, and fails at the ninth
+        limits = {"recompile_limit": GEOMETRIES, "accumulated_recompile_limit": GEOMETRIES}
+        with torch._dynamo.config.patch(limits):
+            return self.module(*arguments)
+
+
+class CudaGraph:
+    """A function of tensors, captured once for every geometry and replayed: one launch a call, no allocation.
+
+    What it returns is overwritten by the next call. The tensors' device is CUDA's. What is the same tensor as at the
+    last call and was not written to since (by torch) is not copied again.
     """
 
     def __init__(self, function: Callable[..., Any], warmups: int = 3):
-        self._function, self._warmups, self._graph = function, warmups, None
+        self._function, self._warmups = function, warmups
+        self._captured: dict[Any, tuple[list[Tensor], list[Any], Callable[[], None], Any]] = {}
 
     def __call__(self, *arguments: Any) -> Any:
-        given, spec = torch.utils._pytree.tree_flatten(arguments)
-        if self._graph is None:
-            self._inputs = [tensor.clone() for tensor in given]
-            copied = torch.utils._pytree.tree_unflatten(self._inputs, spec)
-            side = torch.cuda.Stream()
+        given, spec = pytree.tree_flatten(arguments)
+        geometry = tuple((tensor.shape, tensor.dtype, tensor.device) for tensor in given)
+        if geometry not in self._captured:
+            places = [tensor.clone() for tensor in given]
+            captured = self._capture(pytree.tree_unflatten(places, spec), given[0].device)
+            self._captured[geometry] = places, [(None, None)] * len(given), *captured
+        places, last, replay, results = self._captured[geometry]
+        for i, (place, tensor) in enumerate(zip(places, given, strict=True)):
+            version = None if tensor.is_inference() else tensor._version
+            if tensor is not last[i][0] or version is None or version != last[i][1]:
+                place.copy_(tensor)
+            last[i] = tensor, version
+        replay()
+        torch.autograd.graph.increment_version(pytree.tree_leaves(results))  # a replay writes without saying so
+        return results
+
+    def _capture(self, arguments: Any, device: torch.device) -> tuple[Callable[[], None], Any]:
+        """What computes anew from these tensors, and where to."""
+        with torch.cuda.device(device):
+            side, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
             side.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(side):
                 for _ in range(self._warmups):  # compiles, and lets libraries choose their kernels
-                    self._function(*copied)
+                    self._function(*arguments)
             torch.cuda.current_stream().wait_stream(side)
-            self._graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self._graph):
-                self._outputs = self._function(*copied)
-        for place, tensor in zip(self._inputs, given, strict=True):
-            if place is not tensor:
-                place.copy_(tensor)
-        self._graph.replay()
-        return self._outputs
+            # other threads may allocate meanwhile
+            with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
+                results = self._function(*arguments)
+        return graph.replay, results
+
+
+def fingerprint(model: RAIN) -> str:
+    """Of the weights that a tick computes with, as they are: a cast changes it. Takes a second for 2 GB."""
+    found = hashlib.sha256()
+    for part in ("denoising_unet", "pose_guider", "autoencoder"):
+        for name, tensor in getattr(model, part).state_dict().items():
+            if "encoder" not in name.split("."):  # of an autoencoder, the half that a tick leaves out
+                found.update(f"{part}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                found.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return found.hexdigest()[:16]
+
+
+def made_for(model: RAIN, cfg: StreamConfig, batch: int) -> dict[str, Any]:
+    """All that an exported tick is bound to, but the size of pictures; ω is not, it comes in the constants."""
+    parameter = model.denoising_unet.conv_in.weight
+    bound = {name: value for name, value in asdict(cfg).items() if name != "guidance"}
+    return bound | {"dtype": str(parameter.dtype), "batch": batch, "weights": fingerprint(model)}
 
 
 def _register(kind: type) -> None:
     """Let torch look into a dataclass of tensors."""
-    names = [field.name for field in fields(kind)]
-    torch.utils._pytree.register_pytree_node(
+    names = [field.name for field in fields(kind) if field.name != "places"]
+    pytree.register_pytree_node(
         kind,
         lambda value: ([getattr(value, name) for name in names], None),
         lambda values, _: kind(*values),
@@ -197,11 +245,12 @@ class TickStream(Stream):
 
     Args:
         how: "eager"; "compiled": by ``torch.compile``, which takes about a minute at the first tick; "graph": that in a
-            CUDA graph. run: another function with the arguments of :meth:`Tick.forward` instead, such as an engine's.
+            CUDA graph. run: another function with the arguments of :meth:`Tick.forward` instead, such as an engine's;
+            streams may share an exported one.
         fp8: products in 8 bits. given, options: as for Stream.
 
     Raises:
-        ValueError: an unknown way, or a model with more context tokens than one.
+        ValueError: an unknown way, a model with more context tokens than one, or a run made for another stream.
     """
 
     def __init__(
@@ -215,19 +264,26 @@ class TickStream(Stream):
     ):
         if how not in HOW:
             raise ValueError(f"how: got {how!r}, expected one of {HOW}")
+        if run is not None and (fp8 or how != "eager"):
+            raise ValueError(f"run: got one and how={how!r}, fp8={fp8}, expected it alone: it is how ticks are made")
         super().__init__(model, *given, **options)
         if how == "graph" and self.device.type != "cuda":
             raise ValueError(f"how: got 'graph' on {self.device}, expected a CUDA device: use 'compiled' there")
-        if made_for := getattr(run, "made_for", {}):
-            mine = asdict(self.cfg) | {"guidance": made_for["guidance"], "size": made_for["size"]}
-            if made_for != mine:
-                raise ValueError(f"run: got a tick made for {made_for}, expected {mine}: export it for this stream")
-        self._tick = Tick(model, self.cfg, fp8=fp8)
+        note = getattr(run, "made_for", {})
+        self._made_for_size = note.get("size")
+        if note:
+            mine = made_for(model, self.cfg, self.batch or 1) | {"device": str(self.device)}
+            if others := {name: note.get(name) for name, value in mine.items() if note.get(name) != value}:
+                wanted = {name: mine[name] for name in others}
+                hint = "make a stream for each instead" if "batch" in others else "export it again, for this stream"
+                raise ValueError(f"run: got a tick made for {others}, expected {wanted}: {hint}")
+        # beside a run it computes but constants, and what is laid out otherwise would be a second copy of the weights
+        self._tick = Tick(model, self.cfg, FUNCTIONAL if run is None else (), fp8)
         self._run = run or self._tick
-        if how != "eager" and run is None:
+        if how != "eager":
             mode = {"mode": "max-autotune-no-cudagraphs"} if self.device.type == "cuda" else {}
-            self._run = torch.compile(self._tick, fullgraph=True, dynamic=False, **mode)
-        if how == "graph" and run is None:
+            self._run = Compiled(self._tick, **mode)
+        if how == "graph":
             self._run = CudaGraph(self._run)
 
     def reset(self) -> None:
@@ -247,15 +303,24 @@ class TickStream(Stream):
         if self._state is None:
             return torch.zeros(0), torch.zeros(0, dtype=torch.long)
         here = slice(self._first, self._first + len(self._levels) * self.group_size)
-        return self._state.latents[:, here], self._times[0, self._levels].repeat_interleave(self.group_size)
+        latents = self._state.latents[:, here].clone()  # a graph or an engine writes to the same place again
+        return latents, self._times[0, self._levels].repeat_interleave(self.group_size)
+
+    def tick(self, pose: Tensor | None) -> Tensor | None:
+        """Not here: guider and decoder are part of the function."""
+        raise NotImplementedError("tick: got latents' features, but a TickStream takes pictures: use push, or a Stream")
+
+    def _picture(self, picture: np.ndarray | Tensor, what: str, size: tuple[int, int] | None) -> Tensor:
+        tensor, wanted = super()._picture(picture, what, size), self._made_for_size
+        if wanted and (got := tuple(tensor.shape[1:3])) != tuple(wanted):
+            raise ValueError(f"{what}: got size {got}, but the exported tick takes {tuple(wanted)}: export another")
+        return tensor
 
     @torch.no_grad()
     def _turn(self, conditions: list[Tensor] | None) -> list[np.ndarray]:
         g, slots = self.group_size, self.window
         batch, size = self._context.shape[0], self._size
         if self._state is None:
-            if list(size) != (wanted := getattr(self._run, "made_for", {}).get("size", list(size))):
-                raise ValueError(f"pictures: got size {size}, but the exported tick takes {wanted}: export another")
             self._state = self._tick.start(batch, size)
         if self._constants[0] != self.guidance or self._constants[1] is None:
             self._constants = self.guidance, self._tick.constants(self._bank, self._context, self.guidance)
@@ -286,7 +351,7 @@ class TickStream(Stream):
         self._first = g if self._levels[0] == 0 else 0
         self._levels = [level - 1 for level in self._levels if level]
         if not self._first:  # no frame is clean yet, and what the decoder saw was noise
-            self._state = State(self._state.latents, self._state.features, before.memory)
+            self._state = replace(self._state, memory=before.memory)
             return []
         shown = frames.to("cpu", copy=True).numpy()  # an engine writes to the same place again
         return [shown[:, i] if self.batch else shown[0, i] for i in range(g)]
