@@ -24,7 +24,7 @@ from doit import get_var
 from rainlab import runs
 from rainlab.config import Preset, make_preset, override
 from rainlab.files import atomic_path
-from rainlab.measure import endless, evaluate
+from rainlab.measure import endless, evaluate, legacy
 from rainlab.training import stages, weights
 
 SHOWN = "small"  # the preset of README, notebooks and tables: its weights and numbers come with the repository
@@ -86,9 +86,10 @@ MEASUREMENTS = {
     "ablations": Job("30_ablations", RECORD, ("distill", "distill_k8", "distill_causal")),
     "endless": Job("31_error_accumulation", RECORD, ("distill",)),
     "table1": Job("40_table1_quality", RECORD, ("distill",)),
+    "protocol": Job("43_protocol", RECORD, ("distill",)),
     "tour": Job("00_tour", {"preset": PRESET}, ("distill",)),
     # measures time: last, alone
-    "table2": Job("41_table2_speed", RECORD, ("table1", "ablations", "endless", "tour"), threads=2),
+    "table2": Job("41_table2_speed", RECORD, ("table1", "protocol", "ablations", "endless", "tour"), threads=2),
 }
 COMPLETE = TRAININGS | MEASUREMENTS  # from nothing to the tables
 AS_SHIPPED = {  # every notebook at its defaults: what training and measuring look like, and what was recorded
@@ -184,7 +185,7 @@ def final(preset: Preset) -> set[str]:
     """Ids of the runs behind a preset's tables and figures; ablations, timings, endless streams if they were made."""
     found = [stages.recorded(preset, stage) for stage in stages.STAGES]
     found += [evaluate.measure(preset, method) for method in (*evaluate.METHODS, *evaluate.OTHERS)]
-    found.append(evaluate.compare(preset))
+    found += [evaluate.compare(preset), legacy.compare(preset)]
     for change in evaluate.ABLATIONS.values():
         variant = override(preset, change)
         if made := stages.recorded(variant, "distill3d"):
@@ -213,8 +214,7 @@ def task_publish():
             print("outdated, delete it if nothing refers to it:", path.relative_to(ROOT))
         from rainlab.measure import tables
 
-        with atomic_path(ROOT / "figures" / "RESULTS.md") as temporary:
-            temporary.write_text(tables.results(shown, ablated) + "\n", "utf-8")
+        tables.save_all(ROOT / "figures", shown, ablated)
         fill_in(ROOT / "README.md", "results", tables.readme(shown))
         fill_in(weights.SHIPPED / "README.md", "numbers", f"{tables.card(shown)}\n\n{tables.card(ablated)}")
 

@@ -138,6 +138,7 @@ class StageConfig:
     optimizer: str = added("adamw")  # or "muon": that on matrices, AdamW on the rest (:mod:`rainlab.training.optim`)
     matrix_rate: float = added(0.01)  # Muon's learning rate at the height of the schedule
     momentum: float = added(0.95)  # Muon's
+    times: str = added("staircase")  # of stage 2: RAIN's; or "uniform", one level for a window: AnimateAnyone's
     bf16: bool = added(False)  # networks in bf16 on a processor that has it; GPUs always compute so
 
 

@@ -45,6 +45,8 @@ def test_save_writes_the_picture_and_a_sorted_index(place):
     with Image.open(path) as image:
         assert image.size[0] > 100
         assert "Software" not in image.info and not {"Creation Time", "date:create"} & set(image.info)
+    pdf = path.with_suffix(".pdf").read_bytes()
+    assert pdf.startswith(b"%PDF") and b"/Title (b_bars)" in pdf and b"CreationDate" not in pdf
     assert rows(place) == [
         "| [a_bars](a_bars.png) |  |  | First |",
         "| [b_bars](b_bars.png) | [40_table1_quality](../notebooks/40_table1_quality.ipynb) | `eval-0123456789` "
@@ -57,6 +59,7 @@ def test_save_keeps_a_picture_as_it_is(place):
     path = figures.save(shot, "shot", "A panel – with ω", notebook="50_stream_demo")
     with Image.open(path) as image:
         assert np.array_equal(np.asarray(image), np.asarray(shot))
+    assert not path.with_suffix(".pdf").exists()
     (row,) = rows(place)
     assert row.endswith("| [50_stream_demo](../notebooks/50_stream_demo.ipynb) |  | A panel – with ω |")
 

@@ -43,11 +43,14 @@ def test_every_shipped_file_has_its_checksum():
     ]
 
 
-def test_readme_and_results_show_the_published_numbers():
+def test_readme_and_results_show_the_published_numbers(tmp_path):
     block = README.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
     assert block.strip() == tables.readme(SMALL).strip(), "run `doit publish`"
-    page = (Path(__file__).parents[1] / "figures" / "RESULTS.md").read_text("utf-8")
-    assert page.strip() == tables.results(SMALL, TINY).strip(), "run `doit publish`"
+    tables.save_all(tmp_path, SMALL, TINY)
+    written = {path.name: path.read_text("utf-8") for path in tmp_path.iterdir()}
+    assert written.keys() == {"RESULTS.md", *(f"table{i}.{kind}" for i in (1, 2, 3) for kind in ("csv", "tex"))}
+    committed = {name: (Path(__file__).parents[1] / "figures" / name).read_text("utf-8") for name in written}
+    assert committed == written, "run `doit publish`"
 
 
 def test_the_model_card_shows_the_published_numbers():

@@ -7,7 +7,7 @@ import pytest
 
 from rainlab import runs
 from rainlab.config import override
-from rainlab.measure import bench, evaluate, tables
+from rainlab.measure import bench, evaluate, latency, tables
 
 CONFIG = micro.micro(stream__window=16)
 NUMBERS = {"psnr": 21.0, "ssim": 0.75, "psnr_fg": 18.0, "ssim_fg": 0.6, "tde": 3.0, "flicker": 2.0}
@@ -26,6 +26,8 @@ def record(config, method, shift=0.0):
 @pytest.fixture(scope="module", autouse=True)
 def recorded():
     ids = {method: record(CONFIG, method, i) for i, method in enumerate(evaluate.METHODS)}
+    for i, method in enumerate(evaluate.OTHERS):
+        record(CONFIG, method, 20 + i)
     for i, change in enumerate(list(evaluate.ABLATIONS.values())[1:]):
         record(override(CONFIG, change), "rain", 10 + i)
     pairs = {"preset": CONFIG.name, "pairs": [list(pair) for pair in evaluate.PAIRS]}
@@ -33,9 +35,9 @@ def recorded():
     for i, (a, b) in enumerate(evaluate.PAIRS):
         run.record("psnr_fg", 2.0 + i, 1.0 + i, 3.0 + i, 32, "p", a=a, b=b)
     run.finish()
-    speed = {"preset": CONFIG.name, "model": CONFIG.model, "autoencoder": CONFIG.autoencoder, "size": CONFIG.data.size}
-    speed |= {"threads": 1}
-    run = runs.open_run("speed", speed, bench.VERSION)
+    about = {"preset": CONFIG.name, "model": CONFIG.model, "autoencoder": CONFIG.autoencoder, "size": CONFIG.data.size}
+    about |= {"threads": 1}
+    run = runs.open_run("speed", about, bench.VERSION)
     for contender, speed in {"DDIM, 20 steps": 1.0, "stream": 5.0}.items():
         run.record("frames_per_second", 8 * speed, 7 * speed, 9 * speed, 5, bench.PROTOCOL, contender=contender)
         run.record("speed", speed, speed, speed, 5, bench.PROTOCOL, contender=contender)
@@ -43,6 +45,14 @@ def recorded():
     run.record("ceiling", 4e11, contender="matrix product")
     run.record("latency_frames", 16, contender="stream")
     run.record("seconds", 0.1, 0.1, 0.1, 5, bench.PROTOCOL, contender="decoder")
+    run.record("steady", 9.0, contender="fast", stretch=0)
+    run.finish()
+    run = runs.open_run("latency", {**about, "rate": 12.0, "seconds": 40.0}, latency.VERSION)
+    for setting, late in {"K = 16": 1.5, "K = 8": 0.75}.items():
+        for i, quantile in enumerate(latency.QUANTILES):
+            run.record("latency", late + i / 100, n=90, setting=setting, quantile=quantile)
+            run.record("stage", 9.0, n=90, setting=setting, quantile=quantile, part="network")
+        run.record("peak_bytes", 250e6, n=90, setting=setting)
     run.finish()
 
 
@@ -92,6 +102,39 @@ def test_table3_pairs_the_papers_rows_with_ours_by_name():
     assert paper["FVD ↓"].tolist() == ["85.2", "145.8", "284.5"]
     assert [cell.split()[0] for cell in ours["flicker ↓"]] == ["7.00", "12.00", "13.00", "6.00"]
     assert set(ours["border ratio ↓"]) == {"–"}  # not recorded here
+
+
+def test_faster_ways_stand_beside_rain():
+    _, ours = split(tables.faster(CONFIG))
+    assert list(ours.index) == [evaluate.METHODS["copy"], "RAIN", *evaluate.OTHERS.values()]
+    assert ours.loc["Live2Diff", "flicker ↓"] == "26.00 [25.50, 26.50]"
+
+
+def test_delays_are_quantiles_in_milliseconds():
+    table = tables.delays(CONFIG).set_index("setting")
+    assert table.loc["K = 8", ["latency, ms", "memory, MB", "n"]].tolist() == ["750 / 760 / 770", "250", "90"]
+    assert list(table.index) == ["K = 16", "K = 8"] and set(table["queue, ms"]) == {""}  # not recorded here
+
+
+def test_numbers_are_written_one_a_row_with_their_run(tmp_path):
+    import pandas as pd
+
+    tables.save_all(tmp_path, CONFIG, CONFIG)
+    read = {name: pd.read_csv(tmp_path / f"{name}.csv") for name in ("table1", "table2", "table3")}
+    one = read["table1"].set_index(["method", "source", "metric"])
+    assert one.loc[("RAIN", "reported, Table 1", "PSNR"), "value"] == 23.99
+    row = one.loc[("RAIN", "measured here", "psnr")]
+    assert row[["value", "ci_low", "ci_high", "n", "protocol"]].tolist() == [26.0, 25.5, 26.5, 32, "p"]
+    assert row["run"] == evaluate.measure(CONFIG, "rain").id
+    two = read["table2"]
+    assert two[two["method"] == "stream"]["metric"].tolist() == [
+        "frames_per_second", "speed", "flops_per_frame", "latency_frames",
+    ]  # fmt: skip
+    assert set(read["table3"]["method"]) == {*evaluate.ABLATIONS, "K = 16, no motion modules"}
+    for name, table in (("table1", tables.table1(CONFIG)), ("table3", tables.table3(CONFIG))):
+        text = (tmp_path / f"{name}.tex").read_text("utf-8")
+        assert text.startswith(r"\begin{tabular}") and text.count(r"\\") == len(table) + 1
+    assert (tmp_path / "RESULTS.md").read_text("utf-8") == tables.results(CONFIG, CONFIG) + "\n"
 
 
 def test_differences_are_named_and_hold_what_was_compared():

@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import textwrap
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from rainlab.config import Preset
+from rainlab.files import atomic_path
 from rainlab.measure import bench, evaluate, latency
 from rainlab.training import stages, weights
 
@@ -77,6 +79,15 @@ NOTES = {
     "to frame, the yardstick for motion error and flicker.",
 }
 """What has to stand with each table."""
+FASTER = (
+    "The trained weights of Table 1 streamed in other ways, none of which they were trained for: StreamDiffusion lacks "
+    "the attention its network learned with, Live2Diff's attention sees less than it was trained on."
+)
+LATE = (
+    "Conditions arrive at the clips' own rate in real time; p50 / p95 / p99 over n ticks. Latency: from a condition to "
+    "its frame, shown at an even pace; nearly all of it is the wait for the window to fill, (K - 1) / rate. Queue: the "
+    "wait of a complete group. Ready: from nothing to a stream with reference. Memory: peak, above that of the imports."
+)
 
 # -- joined with our runs --------------------------------------------------------------------------------------------
 
@@ -290,10 +301,56 @@ def results(preset: Preset, ablated: Preset) -> str:
     for name, table in _all(preset, ablated).items():
         title, _, note = NOTES[name].partition(". ")
         parts += [f"## {title}", note, _markdown(table)]
+    parts += ["## Faster ways, same weights", FASTER, _markdown(faster(preset))]
+    parts += ["## Motion to photon", LATE, _markdown(delays(preset))]
     note = "On the same clips; an interval that leaves out 0 is more than chance over clips. Flicker: a frozen pose."
     parts += ["## Paired differences", note, _markdown(differences(preset))]
     parts += [verdict(preset, "rain", other) for other in ("undistilled", "flat")]
     return "\n\n".join(parts)
+
+
+def long(preset: Preset, ablated: Preset) -> dict[str, Table]:
+    """The three tables' numbers one a row: method, source, metric, value, ci_low, ci_high, n, protocol, run."""
+    from pandas import DataFrame
+
+    flat = ("K = 16, no motion modules", evaluate.measure(ablated, "flat"))
+    ours = {
+        "table1": [(label, evaluate.measure(preset, method)) for method, label in evaluate.METHODS.items()],
+        "table2": [("", bench.speed(preset))],  # its rows name their method
+        "table3": [*evaluate.ablations(ablated).items(), flat],
+    }
+    rows = {
+        "table1": list(_reported("Table 1", TABLE1)),
+        "table2": [{"method": method, "source": f"reported, {by}", "metric": "frames/s", "value": value}
+                   for method, value, by, *_ in TABLE2],
+        "table3": list(_reported("Table 3", TABLE3)),
+    }  # fmt: skip
+    for name, found in ours.items():
+        for label, run in found:
+            about = {"source": "measured here", "run": run.id}
+            single = [row for row in run.metrics() if not row.keys() & {"step", "stretch"}]
+            rows[name] += [row | about | {"method": label or row["contender"]} for row in single]
+    columns = ["method", "source", "metric", "value", "ci_low", "ci_high", "n", "protocol", "run"]
+    return {name: DataFrame(each, columns=columns) for name, each in rows.items()}
+
+
+def _reported(title: str, table: Mapping[str, tuple]) -> Iterable[dict[str, Any]]:
+    for method, numbers in table.items():
+        for column, value in zip(QUALITY, numbers, strict=True):
+            if value is not None:
+                yield {"method": method, "source": f"reported, {title}", "metric": column[:-2], "value": value}
+
+
+def save_all(folder: Path, preset: Preset, ablated: Preset) -> None:
+    """Write RESULTS.md, and of each table `<name>.csv` (one number a row) and `<name>.tex` (as shown)."""
+    for name, numbers in long(preset, ablated).items():
+        with atomic_path(folder / f"{name}.csv") as temporary:
+            numbers.to_csv(temporary, index=False)
+    for name, table in _all(preset, ablated).items():
+        with atomic_path(folder / f"{name}.tex") as temporary:
+            temporary.write_text(table.style.hide(axis="index").to_latex(hrules=True, convert_css=True), "utf-8")
+    with atomic_path(folder / "RESULTS.md") as temporary:
+        temporary.write_text(results(preset, ablated) + "\n", "utf-8")
 
 
 def pace(preset: Preset) -> str:

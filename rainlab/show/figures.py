@@ -74,8 +74,8 @@ def folder() -> Path:
 def save(
     figure: Figure | Image.Image, name: str, caption: str, runs: Sequence[Run | str] = (), notebook: str = ""
 ) -> Path:
-    """Write `<name>.png` into `folder()` and bring its index.md up to date; the same figure, or picture, gives the same
-    bytes on one machine.
+    """Write `<name>.png`, and of a figure `<name>.pdf`, into `folder()` and bring its index.md up to date; the same
+    figure, or picture, gives the same bytes on one machine.
 
     The picture carries caption, notebook and run ids in its own text fields, and the index is made anew from all
     pictures there: nothing can drift apart, and a deleted figure leaves the index at the next call.
@@ -89,6 +89,11 @@ def save(
             figure.save(temporary, pnginfo=fields)
         else:
             figure.savefig(temporary, dpi=120, bbox_inches="tight", metadata=about | {"Software": None})
+    if not isinstance(figure, Image.Image):
+        made_by = f"{about['Source']} {about['Runs']}"
+        known = {"Title": name, "Subject": caption, "Keywords": made_by, "CreationDate": None}
+        with atomic_path(path.with_suffix(".pdf")) as temporary, mpl.rc_context({"pdf.fonttype": 42}):
+            figure.savefig(temporary, format="pdf", dpi=120, bbox_inches="tight", metadata=known)
     _write_index()
     return path
 

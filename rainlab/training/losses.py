@@ -50,6 +50,11 @@ def staircase_times(draw: Draw, frames: int, preset: Preset) -> Tensor:
     return schedule.staircase(t0, frames, preset.stream.groups)
 
 
+def window_times(draw: Draw, frames: int, preset: Preset) -> Tensor:
+    """AnimateAnyone's stage 2: one uniform time in [1, T] for all frames of a window."""
+    return draw.integers(1, schedule.TRAIN_TIMESTEPS + 1)[:, None].expand(-1, frames)
+
+
 def denoising_loss(model: RAIN, preset: Preset, times: Times) -> Loss:
     """Weighted v-prediction loss of stages 1 and 2, which differ only in how ``times`` are drawn.
 
@@ -59,9 +64,7 @@ def denoising_loss(model: RAIN, preset: Preset, times: Times) -> Loss:
     return lambda batch, draw: per_sample(batch, draw).mean()
 
 
-def sample_losses(
-    model: RAIN, preset: Preset, times: Times, dropout: float | None = None
-) -> Loss:
+def sample_losses(model: RAIN, preset: Preset, times: Times, dropout: float | None = None) -> Loss:
     """The same loss per sample, ``(b,)``; ``dropout`` overrides the preset's (0 for validation)."""
     cfg = preset.loss
     dropout = cfg.condition_dropout if dropout is None else dropout

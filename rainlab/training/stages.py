@@ -146,7 +146,10 @@ def _stage1(training: Training, model: RAIN, device: str | torch.device) -> Star
 
 
 def _stage2(training: Training, model: RAIN, device: str | torch.device) -> Start:
-    return Start(model, losses.denoising_loss(model, training.preset, losses.staircase_times))
+    times = {"staircase": losses.staircase_times, "uniform": losses.window_times}
+    if (chosen := training.loop.times) not in times:
+        raise ValueError(f"stage2.times: got {chosen!r}, expected one of {', '.join(times)}")
+    return Start(model, losses.denoising_loss(model, training.preset, times[chosen]))
 
 
 def _distill2d(training: Training, model: RAIN, device: str | torch.device) -> Start:
