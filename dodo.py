@@ -24,7 +24,7 @@ from doit import get_var
 from rainlab import runs
 from rainlab.config import Preset, make_preset, override
 from rainlab.files import atomic_path
-from rainlab.measure import endless, evaluate, legacy
+from rainlab.measure import endless, evaluate, features, legacy
 from rainlab.training import stages, weights
 
 SHOWN = "small"  # the preset of README, notebooks and tables: its weights and numbers come with the repository
@@ -34,6 +34,7 @@ FROM_NOTHING = get_var("record", "no" if PRESET == SHOWN else "yes") == "yes"
 ROOT = Path(__file__).parent
 CODE = [str(path) for path in sorted((ROOT / "rainlab").rglob("*.py"))]
 FULL = make_preset(PRESET)
+ALONE = ("studio", "data_prep", "soak", "engine", "features", "fvd_null")  # runs of no preset that pages refer to
 K8, CAUSAL = (override(FULL, change) for change in list(evaluate.ABLATIONS.values())[1:])
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -202,12 +203,13 @@ def task_publish():
     def publish():
         shown, ablated = make_preset(SHOWN), make_preset(ABLATED)
         known = final(shown) | final(ablated)  # raises for what is missing before anything is copied
-        mine = final(FULL) | {run.id for name in ("studio", "data_prep", "soak", "engine") if (run := runs.find(name))}
+        mine = final(FULL) | {run.id for name in ALONE if (run := runs.find(name))}
         for id in sorted(mine):
             print("runs   ", runs.publish(runs.get(id)).name)
         for stage in stages.STAGES:
             print("weights", weights.ship(stages.run_id(FULL, stage)).name)
         kept = {stages.run_id(preset, stage) for preset in (shown, ablated) for stage in stages.STAGES}
+        kept.add(features.trained().id)
         outdated = [p for p in runs.published().iterdir() if p.name not in known | mine]
         outdated += [p for p in weights.SHIPPED.glob("*.safetensors") if p.stem not in kept]
         for path in outdated:

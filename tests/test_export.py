@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import sys
 
 import micro
 import numpy as np
@@ -141,6 +142,15 @@ def test_an_engine_is_built_for_an_rtx_4090_without_one():
     assert run.finished and run.config["capability"] == "SM89" and run.value("engine_bytes")["value"] > 10_000
     assert all(run.value(metric)["value"] > 0 for metric in ("export_seconds", "build_seconds", "peak_bytes"))
     assert engine.build(small).metrics() == run.metrics()  # built once
+
+
+@pytest.mark.parametrize(
+    ("capability", "package", "extra"), [(None, "tensorrt", "tensorrt"), ("SM89", "tensorrt_rtx", "rtx")]
+)
+def test_a_missing_tensorrt_names_its_extra(capability, package, extra, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    with pytest.raises(ModuleNotFoundError, match=rf"no {package}: pip install 'rainlab\[{extra}\]'"):
+        build_engine(tmp_path / "none.onnx", tmp_path / "tick.engine", capability)
 
 
 def test_what_no_engine_is_for_is_refused(tmp_path):

@@ -14,6 +14,7 @@ when a character is chosen, not in the stream.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import statistics
 import threading
@@ -182,19 +183,29 @@ def _numpy(dtype: torch.dtype) -> Any:
     return np.dtype(str(dtype).removeprefix("torch.")).type
 
 
-def build_engine(onnx: str | Path, path: str | Path, capability: str = "SM89") -> dict[str, float]:
-    """Build a TensorRT-RTX engine from an ONNX file, without a GPU; returns ``seconds`` and ``bytes``.
+def _tensorrt(ahead: bool) -> Any:
+    """TensorRT for RTX cards, which builds engines ahead for other GPUs, or TensorRT: the two have one interface."""
+    name, extra = ("tensorrt_rtx", "rtx") if ahead else ("tensorrt", "tensorrt")
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(f"no {name}: pip install 'rainlab[{extra}]'", name=name) from error
+
+
+def build_engine(onnx: str | Path, path: str | Path, capability: str | None = "SM89") -> dict[str, float]:
+    """Build an engine from an ONNX file; returns ``seconds`` and ``bytes``.
 
     Args:
         onnx: written by :func:`to_onnx`; the engine computes in its precision.
-        capability: the kind of GPU it is for: "SM89" is an RTX 4090's.
+        capability: the kind of GPU it is for: "SM89" is an RTX 4090's; built by TensorRT-RTX, without a GPU. None: by
+            TensorRT, for the GPU that is here.
 
     Raises:
-        ModuleNotFoundError: install ``tensorrt-rtx``. ValueError: an unknown kind, or a graph that cannot be built.
+        ModuleNotFoundError: install the extra ``rtx`` or ``tensorrt``. ValueError: an unknown kind, or a graph that
+            cannot be built.
     """
-    import tensorrt_rtx as trt
-
-    if capability not in trt.ComputeCapability.__members__:
+    trt = _tensorrt(capability is not None)
+    if capability is not None and capability not in trt.ComputeCapability.__members__:
         raise ValueError(f"capability: got {capability!r}, expected one of {list(trt.ComputeCapability.__members__)}")
     logger = trt.Logger(trt.Logger.ERROR)
     builder = trt.Builder(logger)
@@ -205,32 +216,36 @@ def build_engine(onnx: str | Path, path: str | Path, capability: str = "SM89") -
         raise ValueError(f"{Path(onnx).name}: TensorRT cannot read it: {errors}")
     network.name = _note(onnx)
     config = builder.create_builder_config()
-    config.num_compute_capabilities = 1
-    config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
+    if capability is not None:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
     start = time.perf_counter()
     serialized = builder.build_serialized_network(network, config)
     if serialized is None:
-        raise ValueError(f"{Path(onnx).name}: TensorRT built no engine for {capability}; its log above says why")
+        kind = capability or "this GPU"
+        raise ValueError(f"{Path(onnx).name}: TensorRT built no engine for {kind}; its log above says why")
     with atomic_path(path) as temporary:
         temporary.write_bytes(memoryview(serialized))
     return {"seconds": time.perf_counter() - start, "bytes": float(Path(path).stat().st_size)}
 
 
 class TensorRTTick(Exported):
-    """A tick by a TensorRT-RTX engine on a CUDA device, where all arguments lie.
+    """A tick by an engine of :func:`build_engine` on a CUDA device, where all arguments lie.
+
+    Args:
+        ahead: whether it was built ahead, for a named kind of GPU, by TensorRT-RTX; else by TensorRT.
 
     Raises:
         FileNotFoundError: no file. RuntimeError: no CUDA device, or an engine for another kind of GPU. ValueError: an
             engine that :func:`build_engine` did not write.
     """
 
-    def __init__(self, path: str | Path, device: str | torch.device = "cuda"):
-        import tensorrt_rtx as trt
-
+    def __init__(self, path: str | Path, device: str | torch.device = "cuda", ahead: bool = True):
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such file; build it with `python -m rainlab.method.export`")
         if not torch.cuda.is_available():
             raise RuntimeError(f"{Path(path).name}: an engine needs a CUDA device and there is none; use OnnxTick")
+        trt = _tensorrt(ahead)
         self._device = torch.zeros((), device=device).device  # with its number
         with torch.cuda.device(self._device):
             self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))
@@ -268,7 +283,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--half", action="store_true", help="in fp16 instead of fp32")
     parser.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="of the pictures; default: the preset's")
     parser.add_argument("--engine", type=Path, metavar="PATH", help="build a TensorRT-RTX engine, too")
-    parser.add_argument("--capability", default="SM89", help="the GPU that it is for; SM89 (default) is an RTX 4090's")
+    kinds = "the GPU it is for; SM89 (default) is an RTX 4090's; here: the one that is here, by TensorRT"
+    parser.add_argument("--capability", default="SM89", help=kinds)
     parser.add_argument("--time", action="store_true", help="run it by onnxruntime beside Stream, here")
     options = parser.parse_args(arguments)
     if options.half and options.time:
@@ -278,7 +294,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     size = tuple(options.size or model.preset.data.size)
     print(f"{to_onnx(model, options.onnx, size)}: {options.onnx.stat().st_size / 1e6:.1f} MB, opset {OPSET}")
     if options.engine:
-        built = build_engine(options.onnx, options.engine, options.capability)
+        built = build_engine(options.onnx, options.engine, None if options.capability == "here" else options.capability)
         what = f"{built['bytes'] / 1e6:.1f} MB for {options.capability}"
         print(f"{options.engine}: {what}, built in {built['seconds']:.0f} s")
     if options.time:
