@@ -59,7 +59,7 @@ ABLATIONS = {
     "K = 16, causal mask": {"stream.causal": True},
 }
 """Section 5.4: what is varied, as overrides of a preset; the first is the paper's setting."""
-STANDING_STILL = ("undistilled", "flat", "rain", *OTHERS)  # methods whose flicker is measured, by a frozen pose,
+STANDING_STILL = ("undistilled", "flat", "rain")  # methods whose flicker is measured, by a frozen pose,
 STILL = 16  # in that many clips: it differs little from clip to clip
 COMMON = (64, 48)  # the size at which presets compare,
 REDUCED = ("psnr", "ssim", "psnr_fg", "ssim_fg")  # in these measures
@@ -157,9 +157,9 @@ def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
 
     Metrics, labelled ``method``: those of :func:`rainlab.measure.metrics.evaluate`; of larger pictures REDUCED
     also at the size COMMON (``psnr_64x48``); ``true_motion``, how much the truth changes from frame to frame; for
-    STANDING_STILL also ``flicker``, the change in streams driven by one frozen pose for as many frames as a test clip
-    has, ``flicker_border_ratio``, and ``flicker_step``, the same step by step (label ``step``: index of the later
-    frame). The per-clip values stay in ``values.json``.
+    STANDING_STILL and OTHERS also ``flicker``, the change in streams driven by one frozen pose for as many frames as a
+    test clip has, ``flicker_border_ratio``, and ``flicker_step``, the same step by step (label ``step``: index of the
+    later frame). The per-clip values stay in ``values.json``.
     """
     config, inputs = describe(preset, method)
     if not record:
@@ -180,7 +180,7 @@ def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
         values |= {name + at: value for name, value in metrics.evaluate(*reduced).items() if name in REDUCED}
     if held.frames.shape[1] > 1:
         values["true_motion"] = metrics.flicker(held.frames)
-    if method in STANDING_STILL:
+    if method in (*STANDING_STILL, *OTHERS):
         frozen = np.repeat(held.condition[:STILL, :1], held.frames.shape[1], axis=1)
         still = _streamed(preset, method, model, held.reference[:STILL], frozen)
         size = preset.stream.window // preset.stream.groups
