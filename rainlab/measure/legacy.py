@@ -95,15 +95,20 @@ def through_gif(frames: np.ndarray) -> np.ndarray:
     return np.repeat(back, shown, axis=0) if len(back) < len(frames) else np.stack(back)
 
 
+def describe(preset: Preset) -> tuple[dict, dict[str, str]]:
+    """(config, inputs) that determine the frames of COMPARED methods."""
+    described = {method: evaluate.describe(preset, method) for method in COMPARED}
+    config = {method: about for method, (about, _) in described.items()}
+    return config, {method: id for method, (_, given) in described.items() for id in given.values()}
+
+
 def compare(preset: Preset, record: bool = False) -> runs.Run:
     """The run that holds COMPARED methods' PSNR and SSIM on the held-out clips by both protocols, and legacy L1.
 
     ``record`` as in :func:`evaluate.measure`. Metrics ``psnr``, ``ssim`` and ``l1``, told apart by protocol, labels
     ``method`` and ``mode`` ("correct" or "legacy").
     """
-    described = {method: evaluate.describe(preset, method) for method in COMPARED}
-    config = {method: about for method, (about, _) in described.items()}
-    inputs = {method: id for method, (_, given) in described.items() for id in given.values()}
+    config, inputs = describe(preset)
     if not record:
         return runs.recorded(runs.run_id("protocol", config, VERSION, inputs), preset.name)
     run = runs.open_run("protocol", config, VERSION, inputs)
