@@ -263,9 +263,7 @@ def compare(preset: Preset, record: bool = False) -> runs.Run:
     there = found()
     if not there:
         raise FileNotFoundError(f"no network for a published measure is there; get one:\n{missing()}")
-    described = {method: evaluate.describe(preset, method) for method in legacy.COMPARED}
-    config = {method: about for method, (about, _) in described.items()}
-    inputs = {method: id for method, (_, given) in described.items() for id in given.values()}
+    config, inputs = legacy.describe(preset)
     inputs |= {network: digest(path) for network, path in there.items()}
     if not record:
         return runs.recorded(runs.run_id("published", config, VERSION, inputs), preset.name)
