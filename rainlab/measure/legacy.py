@@ -18,6 +18,7 @@ Use :mod:`rainlab.measure.metrics` to measure; this is for comparing with what o
 from __future__ import annotations
 
 import io
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
@@ -31,6 +32,7 @@ PROTOCOL = "disco-legacy-1"
 VERSION = 1
 WINDOW = 16  # frames, for FVD and FID-VID
 COMPARED = ("copy", "autoencoder", "rain")
+Row = tuple[str, tuple, str, dict[str, str]]  # metric, estimate, protocol, labels
 _GREY = np.array([9798, 19235, 3735])  # OpenCV's weights of R, G and B in 2^-15
 
 
@@ -95,35 +97,49 @@ def through_gif(frames: np.ndarray) -> np.ndarray:
     return np.repeat(back, shown, axis=0) if len(back) < len(frames) else np.stack(back)
 
 
-def describe(preset: Preset) -> tuple[dict, dict[str, str]]:
-    """(config, inputs) that determine the frames of COMPARED methods."""
-    described = {method: evaluate.describe(preset, method) for method in COMPARED}
-    config = {method: about for method, (about, _) in described.items()}
-    return config, {method: id for method, (_, given) in described.items() for id in given.values()}
-
-
 def compare(preset: Preset, record: bool = False) -> runs.Run:
     """The run that holds COMPARED methods' PSNR and SSIM on the held-out clips by both protocols, and legacy L1.
 
     ``record`` as in :func:`evaluate.measure`. Metrics ``psnr``, ``ssim`` and ``l1``, told apart by protocol, labels
     ``method`` and ``mode`` ("correct" or "legacy").
     """
-    config, inputs = describe(preset)
+    return compared("protocol", VERSION, preset, _both, record)
+
+
+def _both(frames: np.ndarray, truth: np.ndarray) -> Iterator[Row]:
+    values = metrics.evaluate(frames, truth)
+    for name in ("psnr", "ssim"):
+        yield name, metrics.bootstrap(values[name]), metrics.PROTOCOL, {"mode": "correct"}
+    for name, measure in {"psnr": psnr, "ssim": ssim, "l1": l1}.items():
+        yield name, metrics.bootstrap(measure(frames, truth)), PROTOCOL, {"mode": "legacy"}
+
+
+def compared(
+    name: str,
+    version: int,
+    preset: Preset,
+    measures: Callable[[np.ndarray, np.ndarray], Iterable[Row]],
+    record: bool,
+    looked_through: Mapping[str, str] | None = None,
+) -> runs.Run:
+    """A run of this name with what ``measures`` of (frames, truth) say of COMPARED methods, label ``method``.
+
+    ``looked_through``: name -> checksum of what else determines the numbers. ``record`` as in :func:`evaluate.measure`.
+    """
+    described = {method: evaluate.describe(preset, method) for method in COMPARED}
+    config = {method: about for method, (about, _) in described.items()}
+    inputs = {method: id for method, (_, given) in described.items() for id in given.values()}
+    inputs |= looked_through or {}
     if not record:
-        return runs.recorded(runs.run_id("protocol", config, VERSION, inputs), preset.name)
-    run = runs.open_run("protocol", config, VERSION, inputs)
+        return runs.recorded(runs.run_id(name, config, version, inputs), preset.name)
+    run = runs.open_run(name, config, version, inputs)
     with run.lock():
         if not run.finished:
             held = evaluate.held_out(preset)
             for method in COMPARED:
                 frames = evaluate.generate(preset, method, held)
-                values = metrics.evaluate(frames, held.frames)
-                for name in ("psnr", "ssim"):
-                    estimate = metrics.bootstrap(values[name])
-                    run.record(name, *estimate, metrics.PROTOCOL, method=method, mode="correct")
-                for name, measure in {"psnr": psnr, "ssim": ssim, "l1": l1}.items():
-                    estimate = metrics.bootstrap(measure(frames, held.frames))
-                    run.record(name, *estimate, PROTOCOL, method=method, mode="legacy")
+                for metric, estimate, protocol, labels in measures(frames, held.frames):
+                    run.record(metric, *estimate, protocol, method=method, **labels)
             run.finish()
     return run
 

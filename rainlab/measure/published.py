@@ -24,7 +24,7 @@ from tqdm import tqdm
 from rainlab import runs
 from rainlab.config import Preset
 from rainlab.files import root
-from rainlab.measure import evaluate, legacy, metrics
+from rainlab.measure import legacy, metrics
 from rainlab.training.weights import digest
 
 VERSION = 1
@@ -263,23 +263,11 @@ def compare(preset: Preset, record: bool = False) -> runs.Run:
     there = found()
     if not there:
         raise FileNotFoundError(f"no network for a published measure is there; get one:\n{missing()}")
-    config, inputs = legacy.describe(preset)
-    inputs |= {network: digest(path) for network, path in there.items()}
-    if not record:
-        return runs.recorded(runs.run_id("published", config, VERSION, inputs), preset.name)
-    run = runs.open_run("published", config, VERSION, inputs)
-    with run.lock():
-        if not run.finished:
-            held = evaluate.held_out(preset)
-            for method in legacy.COMPARED:
-                frames = evaluate.generate(preset, method, held)
-                for name, protocol, estimate in _measures(frames, held.frames, there):
-                    run.record(name, *estimate, protocol, method=method)
-            run.finish()
-    return run
+    sums = {network: digest(path) for network, path in there.items()}
+    return legacy.compared("published", VERSION, preset, partial(_measures, there), record, sums)
 
 
-def _measures(frames: np.ndarray, truth: np.ndarray, there: dict[str, Path]) -> Iterator[tuple[str, str, tuple]]:
+def _measures(there: dict[str, Path], frames: np.ndarray, truth: np.ndarray) -> Iterator[legacy.Row]:
     for name, network, kind, prepare in (
         ("fvd", "i3d", I3D, i3d_input),
         ("fid_vid", "resnet3d", ResNet3D, resnet3d_input),
@@ -287,8 +275,9 @@ def _measures(frames: np.ndarray, truth: np.ndarray, there: dict[str, Path]) -> 
         if network in there:
             look = partial(window_features, load(kind(), there[network]), prepare)
             ours, theirs = look(frames), look(truth)
-            yield name, legacy.PROTOCOL, (frechet(ours, theirs), None, None, len(ours))
+            yield name, (frechet(ours, theirs), None, None, len(ours)), legacy.PROTOCOL, {}
     if "vgg" in there:
-        yield "lpips_vgg_legacy", legacy.PROTOCOL, metrics.bootstrap(lpips(frames, truth, "vgg", True))
-    for net in {"vgg", "alex"} & there.keys():
-        yield f"lpips_{net}", metrics.PROTOCOL, metrics.bootstrap(lpips(frames, truth, net))
+        yield "lpips_vgg_legacy", metrics.bootstrap(lpips(frames, truth, "vgg", True)), legacy.PROTOCOL, {}
+    for net in ("vgg", "alex"):
+        if net in there:
+            yield f"lpips_{net}", metrics.bootstrap(lpips(frames, truth, net)), metrics.PROTOCOL, {}
