@@ -156,13 +156,14 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """K, p, N, ω of the running stream, and whether temporal attention is causal (the ablation of section 5.4)."""
+    """K, p, N, ω of the running stream, and who sees whom over time (:func:`rainlab.method.unet.temporal_mask`)."""
 
     window: int = 16
     groups: int = 4
     steps_per_group: int = 1
     guidance: float = 2.0
-    causal: bool = False
+    causal: bool = False  # no frame sees a later one: the ablation of section 5.4
+    cross_level: bool = added(True)  # frames see those at other noise levels: RAIN's idea; False takes it away
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from goldens import worst
 from rainlab.data.dataset import Draw
 from rainlab.measure import evaluate
 from rainlab.method import schedule
+from rainlab.method.unet import temporal_mask
 from rainlab.training import losses
 
 CONFIG = micro.micro()
@@ -98,8 +99,9 @@ def test_a_tenth_of_the_references_is_dropped_unless_told_otherwise():
     assert CONFIG.loss.condition_dropout == 0.1 and 8 <= (~seen["keep"]).sum() <= 35
 
 
-def test_the_denoising_network_sees_the_reference_through_token_and_bank_and_the_frames_causally():
-    config = micro.micro(stream__causal=True)
+@pytest.mark.parametrize("change", [{"stream__causal": True}, {"stream__cross_level": False}], ids=str)
+def test_the_denoising_network_sees_the_reference_through_token_and_bank_and_the_frames_masked(change):
+    config = micro.micro(**change)
     model, batch = micro.model(config, guidance=False), micro.training_set(config).batch(0, 0, range(2), 2, 8, True)
     seen = {}
 
@@ -113,7 +115,7 @@ def test_the_denoising_network_sees_the_reference_through_token_and_bank_and_the
     bank = model.reference_unet.bank(batch.reference_latents, context)
     assert worst(seen["context"], context) < 1e-6 and seen["bank"].keys() == bank.keys()
     assert max(worst(seen["bank"][name], bank[name]) for name in bank) < 1e-5
-    assert torch.equal(seen["mask"], torch.ones(8, 8).tril().bool())
+    assert torch.equal(seen["mask"], temporal_mask(config.stream, 8)) and not seen["mask"].all()
 
 
 def test_stage_one_has_a_gradient_for_all_of_its_networks():

@@ -8,8 +8,7 @@ from goldens import worst
 
 from rainlab.method import sampling
 from rainlab.method.stream import Stream
-from rainlab.method.unet import TemporalAttention
-from rainlab.training import losses
+from rainlab.method.unet import TemporalAttention, causal_mask
 
 
 def test_streams_are_measured_in_full_flow():
@@ -95,7 +94,7 @@ def test_attention_weights_are_those_of_the_layer():
     layer, x = TemporalAttention(32, 4, 16), torch.randn(3, 8, 32)
     with torch.no_grad():
         values = layer.to_v(x + layer.pos_encoder.pe[:, :8]).unflatten(2, (4, 8)).transpose(1, 2)
-        for mask in (None, losses.causal_mask(8)):
+        for mask in (None, causal_mask(8)):
             weighted = (layer.weights(x, mask) @ values).transpose(1, 2).flatten(2)
             assert worst(layer.to_out[0](weighted), layer(x, mask)) < 1e-5
 
@@ -106,7 +105,7 @@ def test_attention_over_time_is_a_distribution_and_obeys_the_mask():
     pose = model.pose_guider(torch.rand(1, 8, 3, 32, 24))
     inputs = (torch.randn(1, 8, 4, 8, 6), torch.full((1, 8), 499), context, pose, None, bank)
     free = sampling.temporal_attention(model.denoising_unet, *inputs)
-    causal = sampling.temporal_attention(model.denoising_unet, *inputs, temporal_mask=losses.causal_mask(8))
+    causal = sampling.temporal_attention(model.denoising_unet, *inputs, temporal_mask=causal_mask(8))
     assert free.keys() == causal.keys() and len(free) > 2
     for name in free:
         assert free[name].shape == (8, 8) and np.allclose(free[name].sum(1), 1, atol=1e-5)

@@ -49,6 +49,7 @@ def test_ids_follow_what_determines_a_result():
     assert changed(stage1__steps=9) == changed(model__heads=4) == everything - {"autoencoder"}
     assert changed(loss__huber_c=0.1) == everything - {"autoencoder"}
     assert changed(stage2__steps=9) == changed(stream__causal=True) == {"stage2", "distill3d"}
+    assert changed(stream__cross_level=False) == {"stage2", "distill3d"}
     assert changed(distill2d__steps=9) == {"distill2d", "distill3d"}
     assert changed(stage1__save_every=7) == changed(stream__guidance=3.0) == changed(data__test_clips=1) == set()
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rainlab.config import StreamConfig
-from rainlab.method.rain import RAIN
+from rainlab.method.rain import RAIN, to_signed
 from rainlab.method.stream import Stream, animate
+from rainlab.method.unet import temporal_mask
 from rainlab.method.vae import TAESDV
 
 
@@ -142,18 +143,41 @@ def test_streams_side_by_side_keep_to_themselves():
     assert np.abs(both[1:].astype(int) - second).max() <= 1
 
 
-def test_causal_mask_and_time_steps_reach_the_network(monkeypatch):
+@pytest.mark.parametrize("options", [{"causal": True}, {"cross_level": False}], ids=str)
+def test_masks_and_time_steps_reach_the_network(monkeypatch, options):
     model, seen = micro.model(), []
     unet = model.denoising_unet
     monkeypatch.setattr(unet, "forward", lambda x, t, *a, temporal_mask=None, **_: seen.append((t, temporal_mask)) or x)
-    s = Stream(model, 16, 4, guidance=2.0, causal=True)
+    s = Stream(model, 16, 4, guidance=2.0, **options)
     s.reference(micro.pictures(seed=9))
     s.push(list(micro.pictures(20)))
     s.flush()
     starts = [sorted(set(t[0].tolist())) for t, _ in seen]
     full = [249, 499, 749, 999]
     assert starts == [[999], [749, 999], [499, 749, 999], full, full, full[:3], full[:2], full[:1]]
-    assert all(torch.equal(mask, torch.ones(len(t[0]), len(t[0])).tril().bool()) for t, mask in seen)
+    for t, mask in seen:
+        expected = temporal_mask(s.cfg, len(t[0]))
+        assert torch.equal(mask, expected) if expected is not None else mask.all()
+
+
+def test_a_stream_may_begin_with_a_still_picture_instead_of_softly():
+    """The window is full from the first tick; what was in it comes out first, near the still, then the new frames."""
+    conditions, still = list(micro.pictures(12)), micro.pictures(seed=9)
+    seen, s = [], Stream(micro.model(), 8, 4, guidance=2.0)
+    s.reference(still)
+    s.fill(still, conditions[0])
+    latents, times = s.contents
+    clean = s.model.autoencoder.encode(to_signed(torch.from_numpy(still)[None, None]))
+    near = [float((latents[:, i] - clean[:, 0]).abs().mean()) for i in range(6)]
+    assert times.tolist() == [250, 250, 500, 500, 750, 750] and max(near[:2]) < min(near[4:])
+    for i in range(0, 12, 2):
+        seen += s.push(conditions[i : i + 2])
+    assert len(seen) == 12  # six of the still, then the first six conditions'
+    with pytest.raises(RuntimeError, match="begun.*reset"):
+        s.fill(still, conditions[0])
+    soft = Stream(s.model, 8, 4, guidance=2.0)
+    soft.reference(still)
+    assert soft.push(conditions[:6]) == []
 
 
 def test_guidance_acts_and_reaches_every_frame():

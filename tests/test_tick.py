@@ -49,7 +49,7 @@ def films(stream, conditions):
 
 
 @pytest.mark.parametrize("options", [{}, {"window": 4}, {"steps_per_group": 2}, {"causal": True},
-                                     {"groups": 1}, {"groups": 8}], ids=str)  # fmt: skip
+                                     {"cross_level": False}, {"groups": 1}, {"groups": 8}], ids=str)  # fmt: skip
 def test_the_frames_of_the_plain_stream(options):
     options = {"window": 8, "groups": 4, "guidance": 2.0} | options
     conditions = list(micro.pictures(21))

@@ -6,9 +6,9 @@ import torch
 from einops import rearrange
 from goldens import BOUNDS, TINY, denoising_unet, filled, golden, keys, reference_unet, worst
 
-from rainlab.config import UNetConfig
+from rainlab.config import StreamConfig, UNetConfig
 from rainlab.method import unet as module
-from rainlab.method.unet import Condition, MotionModule, ResnetBlock, SpatialTransformer, UNet, attend
+from rainlab.method.unet import Condition, MotionModule, ResnetBlock, SpatialTransformer, UNet, attend, temporal_mask
 
 
 @pytest.mark.parametrize(
@@ -92,6 +92,15 @@ def test_causal_mask_reaches_temporal_attention():
     assert worst(denoise()[:, :10], denoise(latents=changed)[:, :10]) > 1e-3
     additive = torch.zeros(16, 16).masked_fill(~causal, float("-inf"))
     assert worst(denoise(temporal_mask=causal), denoise(temporal_mask=additive)) < 1e-5
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_temporal_masks(causal):
+    """Frame i sees frame j unless j is later (causal) or at another noise level (no cross-level attention)."""
+    for cross_level in (False, True):
+        mask = temporal_mask(StreamConfig(8, 4, causal=causal, cross_level=cross_level), 6)
+        sees = [[(not causal or j <= i) and (cross_level or i // 2 == j // 2) for j in range(6)] for i in range(6)]
+        assert mask is None if all(map(all, sees)) else mask.tolist() == sees
 
 
 def test_every_frame_has_its_own_time_step():

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rainlab import runs
-from rainlab.config import Preset
+from rainlab.config import Preset, identity
 from rainlab.data import pose
 from rainlab.data.studio import body
 from rainlab.measure import metrics
@@ -73,8 +72,9 @@ def long_run(
     if frames < 2 * STRETCH or frames % STRETCH:
         expected = f"a multiple of {STRETCH}, the length of a stretch, two at least"
         raise ValueError(f"frames: got {frames}, expected {expected}")
-    config = {"preset": preset.name, "stream": asdict(preset.stream), "size": preset.data.size, "fps": preset.data.fps,
-              "studio": body.VERSION, "facing": preset.data.facing, "frames": frames, "stretch": STRETCH,
+    data = preset.data
+    config = {"preset": preset.name, "stream": identity(preset.stream), "size": data.size, "fps": data.fps,
+              "studio": body.VERSION, "facing": data.facing, "frames": frames, "stretch": STRETCH,
               "character": character, "fed_back": fed_back}  # fmt: skip
     inputs = {"model": stages.run_id(preset, "distill3d")}
     if not record:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from rainlab import runs
 from rainlab.baselines.live2diff import Live2Diff
 from rainlab.baselines.stream_diffusion import StreamDiffusion
-from rainlab.config import Preset, override
+from rainlab.config import Preset, identity, override
 from rainlab.data import dataset
 from rainlab.files import write_json
 from rainlab.measure import metrics
@@ -145,7 +145,7 @@ def describe(preset: Preset, method: str) -> tuple[dict, dict[str, str]]:
     if method == "copy":
         return config, {}
     inputs = {"model": stages.run_id(preset, STAGE[method])}
-    return (config if method == "autoencoder" else config | {"stream": asdict(preset.stream)}), inputs
+    return (config if method == "autoencoder" else config | {"stream": identity(preset.stream)}), inputs
 
 
 def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:

@@ -23,7 +23,7 @@ from rainlab.method import schedule
 from rainlab.method.embeddings import guidance_embedding
 from rainlab.method.fast import REWRITES, FastUNet, keep_freed_memory, laid_out, quantise
 from rainlab.method.rain import RAIN, to_signed, to_uint8, to_unit
-from rainlab.method.unet import causal_mask
+from rainlab.method.unet import temporal_mask
 
 Noise = Callable[[tuple[int, ...]], Tensor]
 
@@ -38,7 +38,7 @@ class Stream:
     ...         show(frame)
 
     Args:
-        model: a :class:`rainlab.method.rain.RAIN`; it is put into evaluation mode. What is not given of the next five
+        model: a :class:`rainlab.method.rain.RAIN`; it is put into evaluation mode. What of a StreamConfig is not given
             is taken from ``model.preset.stream``, how the model was trained to be run; a model without a preset runs as
             the paper's (K = 16, p = 4, N = 1, ω = 2).
         window, groups, steps_per_group: K, p, N; p divides K. Sampling steps are p·N.
@@ -51,6 +51,7 @@ class Stream:
         seed: of the noise; on one machine the same seed and conditions give the same frames bit for bit however they
             are pushed.
         causal: a frame attends to itself and to earlier slots of the window only (the ablation of section 5.4).
+        cross_level: frames attend to those at other noise levels, too; without, groups do not see each other.
         batch: streams that run side by side; pictures and frames then carry a leading dimension of this size.
         noise: replaces the generator and its seed, ``shape -> tensor``; called with the shape of the new group (none
             when draining), then, after every network call, with that of the whole window, also where the coefficient
@@ -71,6 +72,7 @@ class Stream:
         steps_per_group: int | None = None,
         guidance: float | None = None,
         causal: bool | None = None,
+        cross_level: bool | None = None,
         seed: int = 0,
         batch: int | None = None,
         noise: Noise | None = None,
@@ -79,7 +81,7 @@ class Stream:
         fp8: bool = False,
     ):
         unet, given = model.denoising_unet, dict(window=window, groups=groups, steps_per_group=steps_per_group,
-                                                 guidance=guidance, causal=causal)  # fmt: skip
+                                                 guidance=guidance, causal=causal, cross_level=cross_level)  # fmt: skip
         if guidance is not None and not unet.cfg.guidance_dim:
             raise ValueError(f"guidance: got {guidance}, but this denoising network has no ω embedding: leave it out")
         trained = model.preset.stream if model.preset else StreamConfig()
@@ -109,7 +111,7 @@ class Stream:
         parameter = unet.conv_in.weight
         self.device, self.dtype = parameter.device, parameter.dtype
         self._times = schedule.stream_times(cfg.groups, cfg.steps_per_group).to(self.device)
-        self._mask = causal_mask(cfg.window, self.device) if cfg.causal else None
+        self._mask = temporal_mask(cfg, cfg.window, self.device)
         self._given_noise = noise
         self._bank: dict[str, Tensor] | None = None
         self._context: Tensor | None = None
@@ -152,6 +154,29 @@ class Stream:
     def set_bank(self, bank: dict[str, Tensor], context: Tensor) -> None:
         """Use a bank ``{name: (b, h·w, c)}`` and context ``(b, n, d)`` computed elsewhere, of pictures that size."""
         self._bank, self._context = bank, context
+
+    @torch.no_grad()
+    def fill(self, picture: np.ndarray | Tensor, condition: np.ndarray | Tensor) -> None:
+        """Begin with a window of one still picture, as noisy as each group is to be, instead of the soft start.
+
+        What section 4.2 advises against; here to be measured. The first K - K/p frames that come out are this still.
+
+        Args:
+            picture: uint8 RGB ``(h, w, 3)`` (``(b, h, w, 3)`` with ``batch``). condition: its condition picture.
+
+        Raises:
+            RuntimeError: the stream has begun. TypeError, ValueError: as for :meth:`push`.
+        """
+        if self._levels or self._waiting:
+            raise RuntimeError("fill: got a stream that has begun, expected an empty one: call reset() first")
+        given = self._picture(picture, "picture", self._size), self._picture(condition, "condition", self._size)
+        picture, condition = (x[:, None].expand(-1, self.window - self.group_size, -1, -1, -1) for x in given)
+        latents = self._autoencoder.encode(to_signed(picture).to(self.dtype))
+        self._levels = list(range(self.groups - 1))
+        times = (self._times[0, : self.groups - 1] - 1).repeat_interleave(self.group_size)
+        noise = self._noise(tuple(latents.shape))
+        self._latents = schedule.add_noise(latents, noise, times.expand(latents.shape[0], -1))
+        self._pose = self._guider(to_unit(condition).to(self.dtype))
 
     @torch.no_grad()
     def push(self, conditions: np.ndarray | Tensor | Sequence[np.ndarray]) -> list[np.ndarray]:

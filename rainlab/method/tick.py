@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from rainlab.config import StreamConfig
+from rainlab.config import StreamConfig, identity
 from rainlab.method import schedule
 from rainlab.method.embeddings import guidance_embedding
 from rainlab.method.fast import FastUNet, Given, laid_out, quantise
 from rainlab.method.rain import RAIN, to_uint8
 from rainlab.method.stream import Stream
-from rainlab.method.unet import causal_mask
+from rainlab.method.unet import temporal_mask
 
 FUNCTIONAL = ("embeddings", "context", "reference", "temporal", "channels_last")  # rewrites that any compiler knows
 HOW = ("eager", "compiled", "graph")
@@ -77,8 +77,9 @@ class Tick(nn.Module):
         mix = [schedule.consistency_step(x, v, now, after, noise) for x, v, noise in parts]
         self.register_buffer("times", now)
         self.register_buffer("mix", torch.stack(mix, -1))
-        causal = causal_mask(self.window) if cfg.causal else torch.ones(self.window, self.window, dtype=torch.bool)
-        self.register_buffer("visible", causal)
+        mask = temporal_mask(cfg, self.window)
+        visible = torch.ones(self.window, self.window, dtype=torch.bool) if mask is None else mask
+        self.register_buffer("visible", visible)
         parameter = model.denoising_unet.conv_in.weight
         self.to(parameter.device)
         self.dtype = parameter.dtype
@@ -221,7 +222,7 @@ def fingerprint(model: RAIN) -> str:
 def made_for(model: RAIN, cfg: StreamConfig, batch: int) -> dict[str, Any]:
     """All that an exported tick is bound to, but the size of pictures; ω is not, it comes in the constants."""
     parameter = model.denoising_unet.conv_in.weight
-    bound = {name: value for name, value in asdict(cfg).items() if name != "guidance"}
+    bound = {name: value for name, value in identity(cfg).items() if name != "guidance"}
     return bound | {"dtype": str(parameter.dtype), "batch": batch, "weights": fingerprint(model)}
 
 
@@ -291,6 +292,10 @@ class TickStream(Stream):
         super().reset()
         self._state: State | None = None
         self._first = 0  # slot of the oldest frame
+
+    def fill(self, *_: Any) -> None:
+        """Not made by one function: NotImplementedError."""
+        raise NotImplementedError("fill: a TickStream only starts softly; use rainlab.Stream")
 
     def set_bank(self, bank: dict[str, Tensor], context: Tensor) -> None:
         """As Stream's."""

@@ -19,7 +19,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from rainlab.config import UNetConfig
+from rainlab.config import StreamConfig, UNetConfig
 from rainlab.method.embeddings import sinusoid, timestep_embedding
 
 MOTION_NORM_GROUPS = 32  # AnimateDiff's motion modules use 32 groups whatever the UNet around them uses
@@ -169,6 +169,15 @@ class TemporalAttention(Attention):
 def causal_mask(frames: int, device: torch.device | str = "cpu") -> Tensor:
     """``(f, f)`` bool: a frame attends to itself and to earlier slots of the window (the ablation of section 5.4)."""
     return torch.ones(frames, frames, dtype=torch.bool, device=device).tril()
+
+
+def temporal_mask(cfg: StreamConfig, frames: int, device: torch.device | str = "cpu") -> Tensor | None:
+    """Which of a window's frames see which, ``(f, f)`` bool; None where all see all. ``frames``: whole groups."""
+    mask = causal_mask(frames, device) if cfg.causal else torch.ones(frames, frames, dtype=torch.bool, device=device)
+    if not cfg.cross_level:
+        level = torch.arange(frames, device=device) // (cfg.window // cfg.groups)
+        mask &= level[:, None] == level
+    return None if mask.all() else mask
 
 
 class TemporalBlock(nn.Module):

@@ -14,7 +14,7 @@ from rainlab.data.dataset import Batch, Draw
 from rainlab.method import schedule
 from rainlab.method.embeddings import guidance_embedding
 from rainlab.method.rain import RAIN, guided_v, to_signed, to_unit
-from rainlab.method.unet import UNet, causal_mask
+from rainlab.method.unet import UNet, temporal_mask
 from rainlab.training.losses import Loss, Times
 
 STRIDE = schedule.TRAIN_TIMESTEPS // schedule.SOLVER_STEPS
@@ -60,8 +60,7 @@ def consistency_loss(
         noise = draw.normal(*latents.shape[1:]).to(device)
         strength = (low + (high - low) * draw.uniform()).to(device)
         omega = guidance_embedding(strength, model.denoising_unet.cfg.guidance_dim)
-        motion = model.denoising_unet.cfg.motion
-        mask = causal_mask(f, device) if preset.stream.causal and motion else None
+        mask = temporal_mask(preset.stream, f, device) if model.denoising_unet.cfg.motion else None
         with torch.no_grad():
             bank, context = model.look(to_signed(batch.reference), batch.reference_latents)
             pose = model.pose_guider(to_unit(batch.condition))

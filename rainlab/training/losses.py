@@ -15,7 +15,7 @@ from rainlab.config import Preset
 from rainlab.data.dataset import Batch, Draw
 from rainlab.method import schedule
 from rainlab.method.rain import RAIN, to_signed, to_unit
-from rainlab.method.unet import causal_mask
+from rainlab.method.unet import temporal_mask
 
 Loss = Callable[[Batch, Draw], Tensor]
 Times = Callable[[Draw, int, Preset], Tensor]
@@ -86,7 +86,7 @@ def sample_losses(model: RAIN, preset: Preset, times: Times, dropout: float | No
             model.pose_guider(to_unit(batch.condition)),
             None,
             bank,
-            temporal_mask=causal_mask(f, device) if preset.stream.causal and model.denoising_unet.cfg.motion else None,
+            temporal_mask=temporal_mask(preset.stream, f, device) if model.denoising_unet.cfg.motion else None,
             reference_keep=None if bool(keep.all()) else keep,
         )
         target = schedule.velocity(latents, noise, timesteps)

@@ -80,8 +80,9 @@ class Training:
         if self.stage != "autoencoder":
             config |= {"model": identity(preset.model), "loss": identity(preset.loss)}
         if self.stage in WINDOWED:
-            stream = preset.stream
-            config["stream"] = {"window": stream.window, "groups": stream.groups, "causal": stream.causal}
+            config["stream"] = identity(preset.stream)
+            for only_streaming in ("steps_per_group", "guidance"):
+                config["stream"].pop(only_streaming)
         return config, {name: run_id(self.source, name) for name in INPUTS[self.stage]}
 
     @property
