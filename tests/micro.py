@@ -65,11 +65,11 @@ def training_set(config: Preset, seed=0) -> TrainingSet:
     return clips
 
 
-def write_weights(config: Preset) -> None:
+def write_weights(config: Preset, only=stages.STAGES, seed=0) -> None:
     """Random weights in place of finished trainings."""
-    for stage in stages.STAGES:
+    for stage in only:
         folder = runs.folder() / stages.run_id(config, stage)
         folder.mkdir(parents=True, exist_ok=True)
-        built = model(config, motion=stage in stages.WINDOWED, guidance=stage.startswith("distill"))
+        built = model(config, motion=stage in stages.WINDOWED, guidance=stage.startswith("distill"), seed=seed)
         state = built.state_dict()
         save_file({name: state[name].contiguous() for name in trainable(built, stage)}, folder / "weights.safetensors")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from rainlab import runs
+from rainlab.baselines import animate_anyone
 from rainlab.config import override
 from rainlab.data.clips import StudioClips
 from rainlab.measure import evaluate, metrics
@@ -71,6 +72,23 @@ def test_undistilled_is_stage_2_without_guidance(held):
     around = CONFIG.stream.window - CONFIG.stream.window // CONFIG.stream.groups
     pushed = stream.push([held.condition[:, i] for i in sampling.mirrored(FRAMES, around, around + 8)])
     assert np.array_equal(np.stack(pushed[around : around + FRAMES], axis=1), frames)
+
+
+def test_slow_ways_are_guided_ddim(held):
+    """RAIN's before distillation by the stairs, AnimateAnyone's window by window from a stage 2 of its own."""
+    uniform = evaluate.trained_as(CONFIG, "animate_anyone")
+    assert uniform.stage2.times == "uniform" and evaluate.trained_as(CONFIG, "ddim") == CONFIG
+    micro.write_weights(uniform, ("stage2",), seed=5)
+    model = stages.trained(uniform, "stage2")
+    whole = animate_anyone.animate(model, held.reference[1:], held.condition[1:], 16, guidance=CONFIG.stream.guidance)
+    assert np.array_equal(evaluate.generate(CONFIG, "animate_anyone", held)[1:], whole)
+    other = stages.trained(CONFIG, "stage2")
+    stairs = evaluate.generate(CONFIG, "ddim", held)
+    options = {"window": 16, "groups": 4, "steps_per_group": 5, "guidance": CONFIG.stream.guidance}
+    assert np.array_equal(
+        stairs, sampling.stream(other, held.reference, held.condition, sampling.SolverStream, **options)
+    )
+    assert not np.array_equal(stairs, evaluate.generate(CONFIG, "undistilled", held))
 
 
 @pytest.mark.parametrize("method", ["bf16", "fp8"])

@@ -163,6 +163,24 @@ def test_border_ratio_needs_both_kinds_of_steps(frames, group_size):
         metrics.border_ratio(np.zeros((1, frames, 4, 4, 3), np.uint8), group_size)
 
 
+def test_rhythm_finds_jumps_that_come_every_four_frames():
+    """Of jumps alone the whole power lies on three of 43 frequencies; noise has 1, stillness and even change too."""
+    jumps = np.cumsum(np.arange(46) % 4 == 0) / 20
+    noise = np.random.default_rng(0).random((200, 46))
+    noise[0], noise[1], noise[2] = jumps, 0.5, np.arange(46) / 50
+    video = np.broadcast_to(noise[:, :, None, None, None], (200, 46, 1, 1, 3)).astype(np.float32)
+    found = metrics.rhythm(video, 4)
+    np.testing.assert_allclose(found[:3], [43 / 3, 1, 1], rtol=1e-3)
+    assert abs(found[3:].mean() - 1) < 0.2
+    assert metrics.rhythm(video[:1], 5) < 0.2  # another rhythm is not this one
+
+
+@pytest.mark.parametrize("period", [1, 12])
+def test_rhythm_needs_four_periods(period):
+    with pytest.raises(ValueError, match="four periods or more, over 1"):
+        metrics.rhythm(np.zeros((1, 46, 4, 4, 3), np.uint8), period)
+
+
 def test_sharpness_error_compares_the_energy_of_the_edges():
     x, y = (video / 255 for video in videos())
     energy = lambda video: sum((np.diff(video, axis=axis) ** 2).mean((1, 2, 3, 4)) for axis in (2, 3))  # noqa: E731

@@ -42,6 +42,16 @@ def test_the_networks_are_shown_pictures_in_the_range_they_were_trained_on(strea
     assert worst(seen["pose"], torch.from_numpy(conditions).movedim(-1, 1)[None] / 255) < 1e-6
 
 
+@pytest.mark.parametrize("guidance", [1.0, 2.5])
+def test_a_solver_stream_of_one_group_is_guided_ddim(guidance):
+    """All frames at one level, p·N steps: plain DDIM of the window from the stream's noise."""
+    model, reference, condition = micro.model(guidance=False), micro.pictures(1, seed=9), micro.pictures(1, 8)
+    stream = sampling.SolverStream(model, 8, 1, 5, guidance=guidance, batch=1, seed=3)
+    stream.reference(reference)
+    frames = np.stack(stream.push(list(condition.swapaxes(0, 1))), axis=1)
+    assert np.array_equal(frames, sampling.sample(model, reference, condition, 5, guidance, seed=3))
+
+
 def test_ddim_samples_all_frames_together_unless_causal():
     model, reference = micro.model(guidance=False), micro.pictures(1, seed=9)
     condition = micro.pictures(1, 4)

@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 
 from rainlab import runs
+from rainlab.baselines import animate_anyone
 from rainlab.baselines.live2diff import Live2Diff
 from rainlab.baselines.stream_diffusion import StreamDiffusion
 from rainlab.config import Preset, identity, override
@@ -24,7 +25,7 @@ from rainlab.data import dataset
 from rainlab.files import write_json
 from rainlab.measure import metrics
 from rainlab.method.rain import RAIN, to_signed, to_uint8
-from rainlab.method.sampling import mirrored, stream
+from rainlab.method.sampling import SolverStream, mirrored, stream
 from rainlab.training import losses, stages
 
 VERSION = 4  # raised when a method's numbers would come out differently
@@ -45,14 +46,23 @@ OTHERS = {
     "live2diff_look": "Live2Diff with reference",
 }
 """Ways to make frames of the same weights faster, or with less delay, that change them (Table 2)."""
+SLOW = {
+    "ddim": f"RAIN before distillation, {animate_anyone.STEPS} DDIM steps, guided",
+    "animate_anyone": f"AnimateAnyone, {animate_anyone.STEPS} DDIM steps, guided",
+}
+"""What distillation and streaming are compared with (Table 1); both take twice as many calls as steps, for guidance."""
 STAGE = {
     "autoencoder": "autoencoder",
     "undistilled": "stage2",
+    "ddim": "stage2",
+    "animate_anyone": "stage2",
     "flat": "distill2d",
     "stream_diffusion": "distill2d",
     "stream_diffusion_look": "distill2d",
 } | dict.fromkeys(("wrong", "rain", "bf16", "fp8", "live2diff", "live2diff_look"), "distill3d")
 """The stage after which a method's networks are taken; "copy" needs none."""
+TRAINED = {"animate_anyone": {"stage2.times": "uniform"}}
+"""What a method's training has different from the preset's."""
 ABLATIONS = {
     "K = 16": {},
     "K = 8": {"stream.window": 8},
@@ -88,13 +98,13 @@ def held_out(preset: Preset, clips: int | None = None) -> HeldOut:
 def generate(preset: Preset, method: str, held: HeldOut, model: RAIN | None = None) -> np.ndarray:
     """Frames of a method for the held-out clips, uint8 ``(b, f, h, w, 3)``.
 
-    ``method``: a key of METHODS or OTHERS; "wrong" gives every driver the next clip's reference (a fixed permutation).
-    ``model`` saves loading it again. Raises FileNotFoundError if weights are missing.
+    ``method``: a key of METHODS, OTHERS or SLOW; "wrong" gives every driver the next clip's reference (a fixed
+    permutation). ``model`` saves loading it again. Raises FileNotFoundError if weights are missing.
     """
     check_method(method)
     if method == "copy":
         return np.repeat(held.reference[:, None], held.frames.shape[1], axis=1)
-    model = model or stages.trained(preset, STAGE[method])
+    model = model or _trained(preset, method)
     if method == "autoencoder":
         with torch.no_grad():
             signed = (to_signed(torch.from_numpy(clip)) for clip in held.frames)
@@ -104,6 +114,15 @@ def generate(preset: Preset, method: str, held: HeldOut, model: RAIN | None = No
 
 
 def _streamed(preset: Preset, method: str, model: RAIN, reference: np.ndarray, condition: np.ndarray) -> np.ndarray:
+    if method == "animate_anyone":
+        window, omega = preset.stream.window, preset.stream.guidance
+        each = [slice(i, i + 1) for i in range(len(reference))]
+        films = [animate_anyone.animate(model, reference[i], condition[i], window, guidance=omega)
+                 for i in tqdm(each, "clips", leave=False)]  # fmt: skip
+        return np.concatenate(films)
+    if method == "ddim":
+        options = asdict(preset.stream) | {"steps_per_group": animate_anyone.STEPS // preset.stream.groups}
+        return stream(model, reference, condition, SolverStream, **options)
     if method == "bf16":
         model = deepcopy(model).to(torch.bfloat16)
     if not method.startswith(("stream_diffusion", "live2diff")):
@@ -132,9 +151,18 @@ def stream_options(preset: Preset, model: RAIN) -> dict:
 
 
 def check_method(method: str) -> None:
-    """Raise ValueError for a name that is in neither METHODS nor OTHERS."""
-    if method not in METHODS | OTHERS:
-        raise ValueError(f"method: got {method!r}, expected one of {[*METHODS, *OTHERS]}")
+    """Raise ValueError for a name that is in none of METHODS, OTHERS and SLOW."""
+    if method not in (known := METHODS | OTHERS | SLOW):
+        raise ValueError(f"method: got {method!r}, expected one of {[*known]}")
+
+
+def trained_as(preset: Preset, method: str) -> Preset:
+    """The preset that a method's networks are trained with."""
+    return override(preset, TRAINED.get(method, {}))
+
+
+def _trained(preset: Preset, method: str) -> RAIN:
+    return stages.trained(trained_as(preset, method), STAGE[method])
 
 
 def describe(preset: Preset, method: str) -> tuple[dict, dict[str, str]]:
@@ -144,7 +172,7 @@ def describe(preset: Preset, method: str) -> tuple[dict, dict[str, str]]:
     config = {"preset": preset.name, "method": method, "data": clips}
     if method == "copy":
         return config, {}
-    inputs = {"model": stages.run_id(preset, STAGE[method])}
+    inputs = {"model": stages.run_id(trained_as(preset, method), STAGE[method])}
     return (config if method == "autoencoder" else config | {"stream": identity(preset.stream)}), inputs
 
 
@@ -157,9 +185,10 @@ def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
 
     Metrics, labelled ``method``: those of :func:`rainlab.measure.metrics.evaluate`; of larger pictures REDUCED
     also at the size COMMON (``psnr_64x48``); ``true_motion``, how much the truth changes from frame to frame; for
-    STANDING_STILL and OTHERS also ``flicker``, the change in streams driven by one frozen pose for as many frames as a
-    test clip has, ``flicker_border_ratio``, and ``flicker_step``, the same step by step (label ``step``: index of the
-    later frame). The per-clip values stay in ``values.json``.
+    STANDING_STILL, OTHERS and SLOW also ``flicker``, the change in streams driven by one frozen pose for as many frames
+    as a test clip has, ``flicker_border_ratio``, ``flicker_rhythm`` (:func:`rainlab.measure.metrics.rhythm` of a group,
+    where four of them fit) and ``flicker_step``, the flicker step by step (label ``step``: index of the later frame).
+    The per-clip values stay in ``values.json``.
     """
     config, inputs = describe(preset, method)
     if not record:
@@ -171,7 +200,7 @@ def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
 
 def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
     held = held_out(preset)
-    model = None if method == "copy" else stages.trained(preset, STAGE[method])
+    model = None if method == "copy" else _trained(preset, method)
     frames = generate(preset, method, held, model)
     values = metrics.evaluate(frames, held.frames, held.mask)
     if preset.data.size != COMMON and not any(n % m for n, m in zip(preset.data.size, COMMON, strict=True)):
@@ -180,13 +209,15 @@ def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
         values |= {name + at: value for name, value in metrics.evaluate(*reduced).items() if name in REDUCED}
     if held.frames.shape[1] > 1:
         values["true_motion"] = metrics.flicker(held.frames)
-    if method in (*STANDING_STILL, *OTHERS):
+    if method in (*STANDING_STILL, *OTHERS, *SLOW):
         frozen = np.repeat(held.condition[:STILL, :1], held.frames.shape[1], axis=1)
         still = _streamed(preset, method, model, held.reference[:STILL], frozen)
         size = preset.stream.window // preset.stream.groups
         values["flicker"] = metrics.flicker(still)
         if size > 1:
             values["flicker_border_ratio"] = metrics.border_ratio(still, size)
+            if still.shape[1] > 4 * size:
+                values["flicker_rhythm"] = metrics.rhythm(still, size)
         for step in range(1, still.shape[1]):
             change = metrics.bootstrap(metrics.flicker(still[:, step - 1 : step + 1]))
             run.record("flicker_step", *change, metrics.PROTOCOL, method=method, step=step)

@@ -70,6 +70,23 @@ def border_ratio(x: Any, group_size: int, first: int = 0) -> np.ndarray:
         return np.where(between == inside, 1.0, between / inside)
 
 
+def rhythm(x: Any, period: int) -> np.ndarray:
+    """How much of the flicker comes and goes every ``period`` frames, ``(b,)``: 1 where it has no such rhythm.
+
+    Of the change from frame to frame over time: the mean power at 1/period and its multiples over the mean power at all
+    frequencies but 0. White noise has 1, a jump every ``period`` frames and nothing between them the whole spectrum.
+    A clip that never changes, or always by as much, has 1. ValueError for less than four periods, or periods under 2.
+    """
+    steps = _steps(x)
+    whole = steps.shape[1] // period * period if period > 1 else 0
+    if whole < 4 * period:
+        raise ValueError(f"got {steps.shape[1] + 1} frames, period {period}, expected four periods or more, over 1")
+    power = abs(np.fft.fft(steps[:, -whole:])[:, 1:]) ** 2
+    beat, mean = power[:, whole // period - 1 :: whole // period].mean(1), power.mean(1)
+    even = mean <= 1e-9 * steps.mean(1) ** 2 * whole**2  # nothing but rounding
+    return np.where(even, 1.0, beat / np.where(even, 1.0, mean))
+
+
 def sharpness_error(x: Any, y: Any) -> np.ndarray:
     """|energy(x) / energy(y) - 1|, energy being the mean squared difference of neighbouring pixels: ``(b,)``.
 

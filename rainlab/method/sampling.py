@@ -17,26 +17,28 @@ from rainlab.method.unet import TemporalAttention, UNet, causal_mask
 SIDE_BY_SIDE = 8  # streams in one batch
 
 
-def stream(model: RAIN, reference: np.ndarray, condition: np.ndarray, **options) -> np.ndarray:
+def stream(
+    model: RAIN, reference: np.ndarray, condition: np.ndarray, kind: type[Stream] = Stream, **options
+) -> np.ndarray:
     """Frames of finite clips as they come out in the middle of an endless stream; some clips run side by side.
 
     The driver is continued at both ends by its mirror image, by K - K/p conditions (behind, to a whole group): every
     frame returned spent its whole life in a full window, whatever K is. Soft start and drain are not measured.
 
     Args:
-        reference: uint8 ``(b, h, w, 3)``. condition: uint8 ``(b, f, h, w, 3)``. options: of :class:`Stream` but
+        reference: uint8 ``(b, h, w, 3)``. condition: uint8 ``(b, f, h, w, 3)``. kind: of stream. options: its own but
             ``batch``; the noise starts anew every SIDE_BY_SIDE clips.
 
     Returns:
         uint8 frames like ``condition``.
     """
-    one = Stream(model, **options)
+    one = kind(model, **options)
     length, size, around = condition.shape[1], one.group_size, one.window - one.group_size
     driver = mirrored(length, around, around + -length % size)
     films = []
     for first in tqdm(range(0, len(reference), SIDE_BY_SIDE), "streams", leave=False):
         part = slice(first, first + SIDE_BY_SIDE)
-        running = Stream(model, batch=len(reference[part]), **options)
+        running = kind(model, batch=len(reference[part]), **options)
         running.reference(reference[part])
         frames = running.push([condition[part, i] for i in driver])
         films.append(np.stack(frames[around : around + length], axis=1))
@@ -46,6 +48,29 @@ def stream(model: RAIN, reference: np.ndarray, condition: np.ndarray, **options)
 def mirrored(length: int, before: int, behind: int) -> np.ndarray:
     """Indices -before … length + behind - 1 of a clip that runs back and forth: … 2 1 0 1 2 … n-2 n-1 n-2 …."""
     return np.pad(np.arange(length), (before, behind), mode="reflect")
+
+
+class SolverStream(Stream):
+    """A stream of the network before distillation: DDIM steps, guided by a second call that sees no reference.
+
+    guidance: ω of classifier-free guidance, 1 for none. Other arguments: of :class:`Stream`, but ``fast``; take
+    p·N = 20 steps or so.
+    """
+
+    def __init__(self, model: RAIN, *given, guidance: float = 1.0, **options):
+        super().__init__(model, *given, **options)
+        self.free_guidance = guidance
+
+    def _predict(self, latents: Tensor, timesteps: Tensor) -> Tensor:
+        if self.free_guidance == 1:
+            return super()._predict(latents, timesteps)
+        f = timesteps.shape[1]
+        mask = None if self._mask is None else self._mask[:f, :f]
+        given = latents, timesteps, self._context, self._pose, self._bank
+        return guided_v(self.model.denoising_unet, *given, self.free_guidance, mask)
+
+    def _step(self, latents: Tensor, v: Tensor, now: Tensor, after: Tensor, noise: Tensor) -> Tensor:
+        return schedule.solver_step(latents, v, now, after)
 
 
 @torch.no_grad()

@@ -265,7 +265,7 @@ class Stream:
                 now, after = (self._timesteps(j + k) for k in (0, 1))
                 v = self._predict(self._latents, now)
                 step_noise = self._noise(tuple(self._latents.shape))
-                self._latents = schedule.consistency_step(self._latents, v, now, after, step_noise)
+                self._latents = self._step(self._latents, v, now, after, step_noise)
         clean = self._pop() if self._levels[0] == 0 else None
         self._levels = [level - 1 for level in self._levels]
         return clean
@@ -305,6 +305,9 @@ class Stream:
             latents, timesteps, self._context, self._pose, self._strength[1], self._bank, temporal_mask=mask,
             temporal_strength=self.temporal_strength,
         )  # fmt: skip
+
+    def _step(self, latents: Tensor, v: Tensor, now: Tensor, after: Tensor, noise: Tensor) -> Tensor:
+        return schedule.consistency_step(latents, v, now, after, noise)
 
     def _noise(self, shape: tuple[int, ...]) -> Tensor:
         noise = self._given_noise(shape) if self._given_noise else torch.randn(shape, generator=self._generator)

@@ -1,0 +1,176 @@
+"""Table 3 and beyond: one factor at a time around K = 16, p = 4, N = 1, and several trainings of each.
+
+The window (section 5.4's K = 8, and 32; with equal steps as the paper has it, and with equal frames seen), the groups
+(p at equal p·N), the calls between two pops, the causal mask, no attention across noise levels. All variants start from
+the same stage 1 and 2D distillation, which know nothing of a window; a seed is that of stage 2 and 3D distillation.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from rainlab import runs
+from rainlab.config import Preset, override
+from rainlab.files import write_json
+from rainlab.measure import evaluate, features, metrics
+from rainlab.measure.published import frechet
+from rainlab.training import stages
+
+VERSION = 1
+PROTOCOL = "ablations-1"
+BASE = "K = 16, p = 4, N = 1"
+CHANGES = {
+    BASE: {},
+    "K = 8": {"stream.window": 8},
+    "K = 8, equal frames": {"stream.window": 8},
+    "K = 32": {"stream.window": 32},
+    "K = 32, equal frames": {"stream.window": 32},
+    "causal mask": {"stream.causal": True},
+    "no attention across levels": {"stream.cross_level": False},
+    "N = 2 (p·N = 8)": {"stream.steps_per_group": 2},
+    "p = 2, N = 4 (p·N = 8)": {"stream.groups": 2, "stream.steps_per_group": 4},
+    "p = 8, N = 1 (p·N = 8)": {"stream.groups": 8},
+    "N = 4 (p·N = 16)": {"stream.steps_per_group": 4},
+}
+SEEDS = (0, 1, 2)
+BEFORE = (BASE, "causal mask")  # measured before distillation, too
+MEASURES = ("psnr", "ssim", "psnr_fg", "tde", "sharpness_error", "flicker", "flicker_border_ratio", "flicker_rhythm")
+
+
+def variant(preset: Preset, label: str, seed: int = 0) -> Preset:
+    """The preset of a row of CHANGES; seed 0 is the preset's own. ValueError for an unknown label."""
+    if label not in CHANGES:
+        raise ValueError(f"label: got {label!r}, expected one of {[*CHANGES]}")
+    change = {"stage2.seed": preset.stage2.seed + seed, "distill3d.seed": preset.distill3d.seed + seed}
+    if label.endswith("equal frames"):
+        factor = preset.stream.window / CHANGES[label]["stream.window"]
+        change |= {f"{s}.steps": round(getattr(preset, s).steps * factor) for s in stages.WINDOWED}
+    return override(preset, CHANGES[label] | change)
+
+
+def finished(preset: Preset, stage: str, **options) -> runs.Run:
+    """The finished run of a stage: recorded, or trained now, with its curve and nothing else."""
+    if made := stages.recorded(preset, stage):
+        return made
+    run, history = stages.train_stage(preset, stage, **options)
+    if not run.finished:
+        stages.record_history(run, history)
+        if stage.startswith("distill"):
+            run.record("final_loss", history[-1]["loss"])
+        run.finish()
+    return run
+
+
+def cost(preset: Preset, seeds: Sequence[int] = SEEDS) -> float:
+    """Hours that what is missing of the grid will take on this machine, from what the preset's own runs took.
+
+    Trainings in proportion to the frames they see, measuring to frames and calls. Raises FileNotFoundError if the
+    preset's own trainings are not recorded here.
+    """
+    seconds = 0.0
+    for label in CHANGES:
+        for seed in seeds:
+            changed = variant(preset, label, seed)
+            for stage in stages.WINDOWED:
+                if not stages.recorded(changed, stage):
+                    rows = runs.get(stages.run_id(preset, stage)).metrics()
+                    own = max(row["seconds"] for row in rows if row["metric"] == "loss")
+                    frames = [getattr(p, stage).steps * p.stream.window for p in (changed, preset)]
+                    seconds += own * frames[0] / frames[1]
+            calls = changed.stream.groups * changed.stream.steps_per_group
+            for method in _methods(label):
+                if not _measured(changed, method):
+                    seconds += evaluation_seconds(preset) * calls / preset.stream.groups
+    return seconds / 3600
+
+
+def evaluation_seconds(preset: Preset) -> float:
+    """What measuring method "rain" took for the preset itself."""
+    provenance = evaluate.measure(preset, "rain").path / "provenance.json"
+    return float(json.loads(provenance.read_text("utf-8"))["seconds"])
+
+
+def _methods(label: str) -> tuple[str, ...]:
+    return ("rain", "undistilled") if label in BEFORE else ("rain",)
+
+
+def _measured(preset: Preset, method: str) -> runs.Run | None:
+    try:
+        return evaluate.measure(preset, method)
+    except FileNotFoundError:
+        return None
+
+
+def grid(preset: Preset, seeds: Sequence[int] = SEEDS, record: bool = False) -> runs.Run:
+    """The run with the numbers of all variants; ``record`` as in :func:`evaluate.measure`.
+
+    Recording trains what is missing; whatever is done stays done when it is interrupted. Metrics MEASURES and
+    ``fvd_studio`` (:mod:`rainlab.measure.features`, all windows of the held-out clips), labels ``variant`` and
+    ``method``: mean over seeds and clips with the 95 % interval of both drawn anew (label ``seed``: "all"), and of each
+    training. ``<metric>_change``: against BASE, seed with seed and clip with clip.
+    """
+    rows = [(label, seed, method) for seed in seeds for label in CHANGES for method in _methods(label)]
+    config, inputs = {"preset": preset.name, "seeds": list(seeds), "changes": CHANGES}, {}
+    for label, seed, method in rows:
+        about, given = evaluate.describe(variant(preset, label, seed), method)
+        inputs[f"{label}, seed {seed}, {method}"] = runs.run_id("evaluate", about, evaluate.VERSION, given)
+    inputs["features"] = features.trained().id
+    if not record:
+        return runs.recorded(runs.run_id("ablations", config, VERSION, inputs), preset.name)
+    run = runs.open_run("ablations", config, VERSION, inputs)
+    with run.lock():
+        if run.finished:
+            return run
+        saved = run.path / "values.json"
+        values = json.loads(saved.read_text("utf-8")) if saved.exists() else {}
+        held = features.windows(evaluate.held_out(preset).frames, 1)
+        for label, seed, method in tqdm(rows, "variants"):
+            key = json.dumps([label, method, seed])
+            if key not in values:
+                values[key] = _values(variant(preset, label, seed), method, held)
+                write_json(saved, values)
+        _record(run, {tuple(json.loads(key)): each for key, each in values.items()}, seeds)
+        return run.finish()
+
+
+def _values(preset: Preset, method: str, held: np.ndarray) -> dict[str, list[float]]:
+    """Per clip, and the one FVD-studio, of a variant; trained and measured if that is not done."""
+    for stage in stages.WINDOWED if method == "rain" else ("stage2",):
+        finished(preset, stage)
+    run = evaluate.measure(preset, method, record=True)
+    found = json.loads((run.path / "values.json").read_text("utf-8"))
+    frames = np.load(run.path / "frames.npy")
+    fvd = float(frechet(features.windows(frames, 1), held))
+    return {name: found[name] for name in MEASURES if name in found} | {"fvd_studio": [fvd]}
+
+
+def _record(run: runs.Run, values: dict[tuple[str, str, int], dict[str, list[float]]], seeds: Sequence[int]) -> None:
+    for label, method in dict.fromkeys((label, method) for label, method, _ in values):
+        tables = {}
+        for name in (*MEASURES, "fvd_studio"):
+            each = [values[label, method, seed].get(name) for seed in seeds]
+            if None in each:
+                continue
+            tables[name] = np.array(each)
+            about = {"variant": label, "method": method}
+            run.record(name, *over_seeds(tables[name]), PROTOCOL, seed="all", **about)
+            for seed, clips in zip(seeds, each, strict=True):
+                run.record(name, float(np.mean(clips)), n=len(clips), protocol=PROTOCOL, seed=seed, **about)
+            base = [values[BASE, method, seed].get(name) for seed in seeds]
+            if label != BASE and None not in base:
+                run.record(f"{name}_change", *over_seeds(tables[name] - np.array(base)), PROTOCOL, **about)
+
+
+def over_seeds(values: np.ndarray, samples: int = 2000) -> metrics.Estimate:
+    """Mean of ``(seeds, clips)`` with the 95 % interval where both are drawn anew; n is the number of clips.
+
+    A few seeds tell little about others: the interval is the least that is to be doubted.
+    """
+    rng, (s, c) = np.random.default_rng(0), values.shape
+    seeds, clips = rng.integers(s, size=(samples, s, 1)), rng.integers(c, size=(samples, 1, c))
+    low, high = np.percentile(values[seeds, clips].mean((1, 2)), [2.5, 97.5])
+    return metrics.Estimate(float(values.mean()), float(low), float(high), c)
