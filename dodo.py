@@ -145,9 +145,9 @@ def task_tables():
     """Run everything that is stale, then print the three tables."""
 
     def show():
-        from rainlab.measure import tables
+        from rainlab.measure import pages
 
-        tables.print_all(FULL, FULL if FROM_NOTHING else make_preset(ABLATED))
+        pages.print_all(FULL, FULL if FROM_NOTHING else make_preset(ABLATED))
 
     jobs = COMPLETE if FROM_NOTHING else AS_SHIPPED
     return {"actions": [show], "task_dep": [f"job:{name}" for name in jobs], "uptodate": [False]}
@@ -214,11 +214,11 @@ def task_publish():
         outdated += [p for p in weights.SHIPPED.glob("*.safetensors") if p.stem not in kept]
         for path in outdated:
             print("outdated, delete it if nothing refers to it:", path.relative_to(ROOT))
-        from rainlab.measure import tables
+        from rainlab.measure import pages
 
-        tables.save_all(ROOT / "figures", shown, ablated)
-        fill_in(ROOT / "README.md", "results", tables.readme(shown))
-        fill_in(weights.SHIPPED / "README.md", "numbers", f"{tables.card(shown)}\n\n{tables.card(ablated)}")
+        pages.save_all(ROOT / "figures", shown, ablated)
+        fill_in(ROOT / "README.md", "results", pages.readme(shown))
+        fill_in(weights.SHIPPED / "README.md", "numbers", f"{pages.card(shown)}\n\n{pages.card(ablated)}")
 
     return {"actions": [publish], "uptodate": [False]}
 

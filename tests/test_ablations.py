@@ -10,7 +10,8 @@ from rainlab.config import make_preset
 from rainlab.measure import ablations, evaluate
 from rainlab.training import stages
 
-CONFIG = micro.micro(data__height=64, data__width=48, data__test_frames=17)
+SIZE = {"data__height": 64, "data__width": 48, "data__test_frames": 17}  # what the features see
+CONFIG = micro.micro(**SIZE, autoencoder__factor=8, model__guider_widths=(8, 8, 8, 16))
 FEW = {
     ablations.BASE: {},
     "causal mask": {"stream.causal": True},

@@ -9,7 +9,7 @@ import pytest
 import rainlab
 from rainlab import runs
 from rainlab.config import make_preset, override
-from rainlab.measure import evaluate, tables
+from rainlab.measure import evaluate, pages
 from rainlab.method.checkpoint import save_model
 from rainlab.training import stages, weights
 
@@ -45,8 +45,8 @@ def test_every_shipped_file_has_its_checksum():
 
 def test_readme_and_results_show_the_published_numbers(tmp_path):
     block = README.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
-    assert block.strip() == tables.readme(SMALL).strip(), "run `doit publish`"
-    tables.save_all(tmp_path, SMALL, TINY)
+    assert block.strip() == pages.readme(SMALL).strip(), "run `doit publish`"
+    pages.save_all(tmp_path, SMALL, TINY)
     written = {path.name: path.read_text("utf-8") for path in tmp_path.iterdir()}
     assert written.keys() == {"RESULTS.md", *(f"table{i}.{kind}" for i in (1, 2, 3) for kind in ("csv", "tex"))}
     committed = {name: (Path(__file__).parents[1] / "figures" / name).read_text("utf-8") for name in written}
@@ -55,7 +55,7 @@ def test_readme_and_results_show_the_published_numbers(tmp_path):
 
 def test_the_model_card_shows_the_published_numbers():
     block = (weights.SHIPPED / "README.md").read_text("utf-8").partition("<!-- numbers -->")[2]
-    expected = f"{tables.card(SMALL)}\n\n{tables.card(TINY)}"
+    expected = f"{pages.card(SMALL)}\n\n{pages.card(TINY)}"
     assert block.partition("<!-- /numbers -->")[0].strip() == expected.strip(), "run `doit publish`"
 
 

@@ -1,5 +1,6 @@
 """The three tables, on runs with made-up numbers: which number stands where, and that rows say where they are from."""
 
+import shutil
 from types import SimpleNamespace
 
 import micro
@@ -7,7 +8,7 @@ import pytest
 
 from rainlab import runs
 from rainlab.config import override
-from rainlab.measure import bench, evaluate, latency, tables
+from rainlab.measure import ablations, bench, evaluate, latency, pages, reported, tables
 
 CONFIG = micro.micro(stream__window=16)
 NUMBERS = {"psnr": 21.0, "ssim": 0.75, "psnr_fg": 18.0, "ssim_fg": 0.6, "tde": 3.0, "flicker": 2.0}
@@ -56,6 +57,22 @@ def recorded():
     run.finish()
 
 
+@pytest.fixture
+def several():
+    config, inputs = ablations.describe(CONFIG)
+    run = runs.open_run("ablations", config, ablations.VERSION, inputs)
+    if not run.finished:
+        for i, (label, method) in enumerate(dict.fromkeys((a, b) for a, _, b in ablations._rows((0,)))):
+            about = {"variant": label, "method": method}
+            run.record("psnr", 20.0 + i, 19.0 + i, 21.0 + i, 2, "p", seed="all", **about)
+            run.record("psnr", 99.0, n=2, protocol="p", seed=0, **about)
+            if label != ablations.BASE:
+                run.record("psnr_change", 0.5 + i, 0.0 + i, 1.0 + i, 2, "p", **about)
+        run.finish()
+    yield run
+    shutil.rmtree(run.path)
+
+
 def split(table):
     """(reported rows, our rows) by method."""
     paper = table["source"].str.startswith("reported")
@@ -76,8 +93,8 @@ def test_table1_holds_every_row_of_the_paper_and_every_method():
 
 
 def test_overflowed_values_are_those_above_30():
-    above = {method: numbers[0] for method, numbers in tables.TABLE1.items() if (numbers[0] or 0) > 30}
-    assert above.items() < tables.OVERFLOWED.items() and tables.OVERFLOWED["RAIN"] != tables.TABLE1["RAIN"][0]
+    above = {method: numbers[0] for method, numbers in reported.TABLE1.items() if (numbers[0] or 0) > 30}
+    assert above.items() < reported.OVERFLOWED.items() and reported.OVERFLOWED["RAIN"] != reported.TABLE1["RAIN"][0]
 
 
 def test_table2_says_on_what_it_was_measured():
@@ -85,7 +102,7 @@ def test_table2_says_on_what_it_was_measured():
     own = paper[paper["source"] == "reported, Table 2"]
     assert own["frames/s ↑"].to_dict() == {"StreamDiffusion": "37.13", "Live2Diff": "16.43", "RAIN": "18.11"}
     assert set(own["on"]) == {"RTX 4090"} and set(own["size"]) == {"512×512"} and set(ours["size"]) == {"32×24"}
-    assert len(paper) == len(tables.TABLE2) == 7 and (paper["GFLOP a frame ↓"] == "–").all()
+    assert len(paper) == len(reported.TABLE2) == 7 and (paper["GFLOP a frame ↓"] == "–").all()
     assert ours["on"].str.endswith(", threads: 1").all()
     assert list(ours.index) == ["DDIM, 20 steps", "stream"]  # parts of a turn have no frames a second
     columns = ["frames/s ↑", "× DDIM ↑", "latency, frames ↓", "GFLOP a frame ↓", "% of the ceiling ↑", "n"]
@@ -104,6 +121,32 @@ def test_table3_pairs_the_papers_rows_with_ours_by_name():
     assert set(ours["border ratio ↓"]) == {"–"}  # not recorded here
 
 
+def test_the_grid_tells_means_over_trainings_and_how_each_differs(several, tmp_path):
+    import pandas as pd
+
+    _, table = split(tables.grid(CONFIG))
+    assert list(table.index[:2]) == [ablations.BASE, f"{ablations.BASE}, before distillation"]
+    assert set(ablations.CHANGES) < set(table.index) and len(table) == len(ablations.CHANGES) + len(ablations.BEFORE)
+    assert table.loc["K = 8", ["PSNR ↑", "n"]].tolist() == ["22.00 [21.00, 23.00]", "3 × 2"]
+    _, change = split(tables.grid(CONFIG, change=True))
+    assert change.loc["K = 8", "PSNR ↑"] == "2.50 [2.00, 3.00]" and ablations.BASE not in change.index
+    pages.save_all(tmp_path, CONFIG, CONFIG)
+    rows = pd.read_csv(tmp_path / "table3.csv").set_index(["method", "source", "metric"])
+    row = rows.loc[("K = 8", "measured here, several trainings", "psnr")]
+    assert row[["value", "run"]].tolist() == [22.0, several.id]
+    assert "| K = 8 | measured here | 22.00 [21.00, 23.00]" in (tmp_path / "RESULTS.md").read_text("utf-8")
+
+
+def test_slow_ways_stand_in_table_1_where_they_are_recorded():
+    assert len(split(tables.table1(CONFIG))[1]) == len(evaluate.METHODS)
+    runs_made = [record(CONFIG, method, 30 + i) for i, method in enumerate(evaluate.SLOW)]
+    _, ours = split(tables.table1(CONFIG))
+    assert list(ours.index) == [*evaluate.METHODS.values(), *evaluate.SLOW.values()]
+    assert ours.loc[evaluate.SLOW["animate_anyone"], "PSNR ↑"] == "52.00 [51.50, 52.50]"
+    for id in runs_made:
+        shutil.rmtree(runs.get(id).path)
+
+
 def test_faster_ways_stand_beside_rain():
     _, ours = split(tables.faster(CONFIG))
     assert list(ours.index) == [evaluate.METHODS["copy"], "RAIN", *evaluate.OTHERS.values()]
@@ -119,7 +162,7 @@ def test_delays_are_quantiles_in_milliseconds():
 def test_numbers_are_written_one_a_row_with_their_run(tmp_path):
     import pandas as pd
 
-    tables.save_all(tmp_path, CONFIG, CONFIG)
+    pages.save_all(tmp_path, CONFIG, CONFIG)
     read = {name: pd.read_csv(tmp_path / f"{name}.csv") for name in ("table1", "table2", "table3")}
     one = read["table1"].set_index(["method", "source", "metric"])
     assert one.loc[("RAIN", "reported, Table 1", "PSNR"), "value"] == 23.99
@@ -134,7 +177,7 @@ def test_numbers_are_written_one_a_row_with_their_run(tmp_path):
     for name, table in (("table1", tables.table1(CONFIG)), ("table3", tables.table3(CONFIG))):
         text = (tmp_path / f"{name}.tex").read_text("utf-8")
         assert text.startswith(r"\begin{tabular}") and text.count(r"\\") == len(table) + 1
-    assert (tmp_path / "RESULTS.md").read_text("utf-8") == tables.results(CONFIG, CONFIG) + "\n"
+    assert (tmp_path / "RESULTS.md").read_text("utf-8") == pages.results(CONFIG, CONFIG) + "\n"
 
 
 def test_differences_are_named_and_hold_what_was_compared():
@@ -176,7 +219,7 @@ def test_shown_tables_are_the_same_every_time_and_mark_reported_rows():
 
 
 def test_print_all_prints_every_row_with_its_note(capsys):
-    tables.print_all(CONFIG, CONFIG)
+    pages.print_all(CONFIG, CONFIG)
     out = capsys.readouterr().out
     for make in (tables.table1, tables.table2, tables.table3):
         for row in make(CONFIG).itertuples():
@@ -185,7 +228,7 @@ def test_print_all_prints_every_row_with_its_note(capsys):
 
 
 def test_results_hold_every_row_of_every_table():
-    lines = tables.results(CONFIG, CONFIG).splitlines()
+    lines = pages.results(CONFIG, CONFIG).splitlines()
     for make in (tables.table1, tables.table2, tables.table3, tables.differences):
         for row in make(CONFIG).to_numpy().tolist():
             assert lines.count(f"| {' | '.join(row)} |") == 1

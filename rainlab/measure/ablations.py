@@ -83,7 +83,7 @@ def cost(preset: Preset, seeds: Sequence[int] = SEEDS) -> float:
                     seconds += own * frames[0] / frames[1]
             calls = changed.stream.groups * changed.stream.steps_per_group
             for method in _methods(label):
-                if not _measured(changed, method):
+                if not evaluate.recorded(changed, method):
                     seconds += evaluation_seconds(preset) * calls / preset.stream.groups
     return seconds / 3600
 
@@ -98,11 +98,17 @@ def _methods(label: str) -> tuple[str, ...]:
     return ("rain", "undistilled") if label in BEFORE else ("rain",)
 
 
-def _measured(preset: Preset, method: str) -> runs.Run | None:
-    try:
-        return evaluate.measure(preset, method)
-    except FileNotFoundError:
-        return None
+def describe(preset: Preset, seeds: Sequence[int] = SEEDS) -> tuple[dict, dict[str, str]]:
+    """(config, inputs) that determine the numbers."""
+    config, inputs = {"preset": preset.name, "seeds": list(seeds), "changes": CHANGES}, {}
+    for label, seed, method in _rows(seeds):
+        about, given = evaluate.describe(variant(preset, label, seed), method)
+        inputs[f"{label}, seed {seed}, {method}"] = runs.run_id("evaluate", about, evaluate.VERSION, given)
+    return config, inputs | {"features": runs.run_id("features", features.CONFIG, features.VERSION)}
+
+
+def _rows(seeds: Sequence[int]) -> list[tuple[str, int, str]]:
+    return [(label, seed, method) for seed in seeds for label in CHANGES for method in _methods(label)]
 
 
 def grid(preset: Preset, seeds: Sequence[int] = SEEDS, record: bool = False) -> runs.Run:
@@ -113,12 +119,7 @@ def grid(preset: Preset, seeds: Sequence[int] = SEEDS, record: bool = False) -> 
     ``method``: mean over seeds and clips with the 95 % interval of both drawn anew (label ``seed``: "all"), and of each
     training. ``<metric>_change``: against BASE, seed with seed and clip with clip.
     """
-    rows = [(label, seed, method) for seed in seeds for label in CHANGES for method in _methods(label)]
-    config, inputs = {"preset": preset.name, "seeds": list(seeds), "changes": CHANGES}, {}
-    for label, seed, method in rows:
-        about, given = evaluate.describe(variant(preset, label, seed), method)
-        inputs[f"{label}, seed {seed}, {method}"] = runs.run_id("evaluate", about, evaluate.VERSION, given)
-    inputs["features"] = features.trained().id
+    config, inputs = describe(preset, seeds)
     if not record:
         return runs.recorded(runs.run_id("ablations", config, VERSION, inputs), preset.name)
     run = runs.open_run("ablations", config, VERSION, inputs)
@@ -128,13 +129,21 @@ def grid(preset: Preset, seeds: Sequence[int] = SEEDS, record: bool = False) -> 
         saved = run.path / "values.json"
         values = json.loads(saved.read_text("utf-8")) if saved.exists() else {}
         held = features.windows(evaluate.held_out(preset).frames, 1)
-        for label, seed, method in tqdm(rows, "variants"):
+        for label, seed, method in tqdm(_rows(seeds), "variants"):
             key = json.dumps([label, method, seed])
             if key not in values:
                 values[key] = _values(variant(preset, label, seed), method, held)
                 write_json(saved, values)
         _record(run, {tuple(json.loads(key)): each for key, each in values.items()}, seeds)
         return run.finish()
+
+
+def recorded(preset: Preset) -> runs.Run | None:
+    """As :func:`grid`, but None where nothing is recorded."""
+    try:
+        return grid(preset)
+    except FileNotFoundError:
+        return None
 
 
 def _values(preset: Preset, method: str, held: np.ndarray) -> dict[str, list[float]]:

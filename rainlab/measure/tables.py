@@ -8,55 +8,13 @@ from another data set, size and machine: `NOTES` says so with every table.
 from __future__ import annotations
 
 import json
-import textwrap
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from rainlab.config import Preset
-from rainlab.files import atomic_path
-from rainlab.measure import bench, evaluate, latency
-from rainlab.training import stages, weights
+from rainlab.measure import ablations, bench, evaluate, latency, reported
 
 Table = Any  # a pandas DataFrame of text; pandas is imported where it is needed
-
-# -- what the paper reports (arXiv 2412.19489v1) ---------------------------------------------------------------------
-
-QUALITY = ("PSNR ↑", "SSIM ↑", "LPIPS ↓", "FVD ↓")
-
-TABLE1 = {
-    "MRAA": (None, 0.749, 0.212, 253.6),
-    "TPSMM": (None, 0.746, 0.213, 247.5),
-    "BDMM": (24.07, 0.918, 0.048, 168.3),
-    "DreamPose": (None, 0.885, 0.068, 238.7),
-    "DreamPose without finetuning": (34.75, 0.879, 0.111, 279.6),
-    "AnimateAnyone": (38.49, 0.931, 0.044, 81.6),
-    "RAIN": (23.99, 0.921, 0.063, 85.2),
-}
-"""UBC-Fashion, 512 pixels wide and 768 high; columns of QUALITY."""
-
-OVERFLOWED = {"DreamPose without finetuning": 34.75, "AnimateAnyone": 38.49, "RAIN": 37.20}
-"""PSNR computed with uint8 overflow: method -> dB. The footnote: "These PSNR values above 30 are the results of
-overflow. Their authors use code that treat image array as uint8 type. If the overflowed algorithm is used, the PSNR
-value of RAIN is 37.20." """
-
-TABLE2 = (
-    ("StreamDiffusion", "37.13", "Table 2", "RTX 4090", "512×512"),
-    ("Live2Diff", "16.43", "Table 2", "RTX 4090", "512×512"),
-    ("RAIN", "18.11", "Table 2", "RTX 4090", "512×512"),
-    ("PersonaLive", "15.82", "its authors", None, None),
-    ("PersonaLive", "10.03 – 12.10", "others", "RTX 5090", None),
-    ("MotionStream", "29", "its authors", "H100", None),
-    ("StreamDiffusionV2", "58 – 64", "its authors", "4 × H100", None),
-)
-"""Method, frames a second, who reported them, and what on. RAIN with TensorRT and TinyVAE, DWPose's time included."""
-
-TABLE3 = {
-    "K = 16": (23.99, 0.921, 0.063, 85.2),
-    "K = 8": (23.72, 0.919, 0.064, 145.8),
-    "K = 16, causal mask": (23.63, 0.918, 0.066, 284.5),
-}
-"""Section 5.4, data and columns of TABLE1."""
 
 NOTES = {
     "table1": "Table 1, quality. Reported rows: UBC-Fashion, 768×512 (height × width). Our rows: held-out studio "
@@ -79,6 +37,13 @@ NOTES = {
     "to frame, the yardstick for motion error and flicker.",
 }
 """What has to stand with each table."""
+GRID = (
+    "One factor at a time around K = 16, p = 4, N = 1; all variants on the same stage 1 and 2D distillation. Mean over "
+    "trainings and clips, 95 % interval of both drawn anew; n: trainings × clips. FVD-studio: Fréchet distance to the "
+    "truth of all windows of 16 frames, in features of a small motion network; its interval is over trainings alone. "
+    "Border ratio: flicker from group to group over that inside groups. Rhythm: power of the flicker every K/p frames "
+    "over that at any rate, 1 is none."
+)
 FASTER = (
     "The trained weights of Table 1 streamed in other ways, none of which they were trained for: StreamDiffusion lacks "
     "the attention its network learned with, Live2Diff's attention sees less than it was trained on."
@@ -103,6 +68,8 @@ COLUMNS = {
     "psnr_fg_64x48": ("PSNR fg at 64×48 ↑", 2),
     "flicker": ("flicker ↓", 2),
     "flicker_border_ratio": ("border ratio ↓", 2),
+    "flicker_rhythm": ("rhythm ↓", 2),
+    "fvd_studio": ("FVD-studio ↓", 1),
     "true_motion": ("true motion", 2),
     "frames_per_second": ("frames/s ↑", 1),
     "speed": ("× DDIM ↑", 2),
@@ -129,15 +96,17 @@ NOTHING = "–"  # not reported, or not measured
 def table1(preset: Preset, record: bool = False) -> Table:
     """Quality of every method of :data:`evaluate.METHODS`; ``record`` as in :func:`evaluate.measure`.
 
-    Raises FileNotFoundError, naming the command, if nothing is recorded.
+    Those of :data:`evaluate.SLOW` where they are recorded. Raises FileNotFoundError, naming the command, if nothing is.
     """
     shown = ("psnr", "ssim", "psnr_fg", "ssim_fg", "sharpness_error", "tde")
     found = {label: evaluate.measure(preset, method, record).metrics() for method, label in evaluate.METHODS.items()}
+    slow = {label: evaluate.recorded(preset, method) for method, label in evaluate.SLOW.items()}
+    found |= {label: run.metrics() for label, run in slow.items() if run}
     measured = {row["metric"] for rows in found.values() for row in rows}
     shown += tuple(name for name in COLUMNS if name.endswith("_64x48") and name in measured)
     ours = [_measured(label, rows, shown) for label, rows in found.items()]
     more = tuple(COLUMNS[metric][0] for metric in shown[2:])
-    return _frame([*_quality("Table 1", TABLE1), *ours], (*QUALITY[:2], *more, *QUALITY[2:]))
+    return _frame([*_quality("Table 1", reported.TABLE1), *ours], (*reported.QUALITY[:2], *more, *reported.QUALITY[2:]))
 
 
 def table2(preset: Preset, record: bool = False) -> Table:
@@ -145,7 +114,7 @@ def table2(preset: Preset, record: bool = False) -> Table:
     run = bench.speed(preset, record)
     machine = json.loads((run.path / "provenance.json").read_text("utf-8"))["hardware"]
     rows = [{"method": method, "frames/s ↑": speed, "source": f"reported, {by}", "on": on or NOTHING,
-             "size": size or NOTHING} for method, speed, by, on, size in TABLE2]  # fmt: skip
+             "size": size or NOTHING} for method, speed, by, on, size in reported.TABLE2]  # fmt: skip
     shown = ("frames_per_second", "speed", "latency_frames", "gflop", "share")
     ceiling = run.value("ceiling")["value"]
     where = {"on": f"{machine['cpu']}, threads: {run.config['threads']}", "size": "×".join(map(str, preset.data.size))}
@@ -159,12 +128,37 @@ def table2(preset: Preset, record: bool = False) -> Table:
 
 
 def table3(preset: Preset, record: bool = False) -> Table:
-    """The ablations of section 5.4; ``record`` as in :func:`evaluate.ablations`."""
+    """The ablations of section 5.4, one training each; ``record`` as in :func:`evaluate.ablations`."""
     shown = ("psnr", "ssim", "psnr_fg", "tde", "flicker", "true_motion", "flicker_border_ratio")
     found = evaluate.ablations(preset, record) | {"K = 16, no motion modules": evaluate.measure(preset, "flat", record)}
     ours = [_measured(label, run.metrics(), shown) for label, run in found.items()]
     temporal = tuple(COLUMNS[metric][0] for metric in shown[3:])
-    return _frame([*_quality("Table 3", TABLE3), *ours], (*QUALITY[:2], "PSNR fg ↑", *QUALITY[2:], *temporal))
+    first, last = reported.QUALITY[:2], reported.QUALITY[2:]
+    return _frame([*_quality("Table 3", reported.TABLE3), *ours], (*first, "PSNR fg ↑", *last, *temporal))
+
+
+def named(variant: str, method: str) -> str:
+    """A row of the grid in words."""
+    return variant if method == "rain" else f"{variant}, before distillation"
+
+
+def grid(preset: Preset, change: bool = False) -> Table:
+    """All variants of :mod:`rainlab.measure.ablations`, several trainings each, or how each differs from the base.
+
+    Raises FileNotFoundError, naming the command, if they are not recorded.
+    """
+    run = ablations.grid(preset)
+    shown = ("psnr", "ssim", "psnr_fg", "fvd_studio", "sharpness_error", "tde", "flicker", "flicker_border_ratio",
+             "flicker_rhythm")  # fmt: skip
+    rows, count = [], f"{len(run.config['seeds'])} × {preset.data.test_clips}"
+    for label, method in dict.fromkeys((row["variant"], row["method"]) for row in run.metrics()):
+        own = [row for row in run.metrics() if (row["variant"], row["method"]) == (label, method)]
+        if change:
+            own = [row | {"metric": row["metric"][:-7]} for row in own if row["metric"].endswith("_change")]
+        own = [row for row in own if row.get("seed", "all") == "all"]
+        if own:
+            rows.append(_measured(named(label, method), own, shown) | {"n": count})
+    return _frame(rows, tuple(COLUMNS[metric][0] for metric in shown))
 
 
 def differences(preset: Preset, record: bool = False) -> Table:
@@ -222,12 +216,12 @@ def verdict(preset: Preset, a: str, b: str) -> str:
 
 
 def _quality(name: str, table: Mapping[str, tuple]) -> list[dict[str, str]]:
-    """Reported rows of a table with the columns of QUALITY; overflowed PSNR values carry an asterisk."""
+    """Reported rows of a table with the columns of reported.QUALITY; overflowed PSNR values carry an asterisk."""
     rows = []
     for method, numbers in table.items():
-        cells = {column: f"{x:g}" for column, x in zip(QUALITY, numbers, strict=True) if x is not None}
-        if method in OVERFLOWED and OVERFLOWED[method] == numbers[0]:
-            cells[QUALITY[0]] += "*"
+        cells = {column: f"{x:g}" for column, x in zip(reported.QUALITY, numbers, strict=True) if x is not None}
+        if method in reported.OVERFLOWED and reported.OVERFLOWED[method] == numbers[0]:
+            cells[reported.QUALITY[0]] += "*"
         rows.append({"method": method, "source": f"reported, {name}"} | cells)
     return rows
 
@@ -274,151 +268,3 @@ def text(table: Table) -> str:
     lines = [list(table.columns), *table.to_numpy().tolist()]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("  ".join(map(str.ljust, line, widths)).rstrip() for line in lines)
-
-
-def _all(preset: Preset, ablated: Preset) -> dict[str, Table]:
-    return {"table1": table1(preset), "table2": table2(preset), "table3": table3(ablated)}
-
-
-def print_all(preset: Preset, ablated: Preset) -> None:
-    """Print the three tables from what is recorded, the third of the preset ``ablated``.
-
-    Raises FileNotFoundError, naming the command, if nothing is recorded.
-    """
-    for name, table in _all(preset, ablated).items():
-        which = (ablated if name == "table3" else preset).name
-        print(f"\n{textwrap.fill(f'Preset {which}. {NOTES[name]}', 120)}\n\n{text(table)}")
-
-
-def results(preset: Preset, ablated: Preset) -> str:
-    """figures/RESULTS.md: the tables and paired differences with their protocol, Table 3 of the preset ``ablated``."""
-    parts = [
-        "# Results",
-        f"Preset `{preset.name}` (Table 3: `{ablated.name}`) on two CPU cores: mean with 95 % bootstrap interval over "
-        "the held-out clips. The runs behind these numbers are in [runs](runs), made by `python -m doit preset=… "
-        "record=yes`; notebooks 30, 40 and 41 explain them and measure again with `-p record True`.",
-    ]
-    for name, table in _all(preset, ablated).items():
-        title, _, note = NOTES[name].partition(". ")
-        parts += [f"## {title}", note, _markdown(table)]
-    parts += ["## Faster ways, same weights", FASTER, _markdown(faster(preset))]
-    parts += ["## Motion to photon", LATE, _markdown(delays(preset))]
-    note = "On the same clips; an interval that leaves out 0 is more than chance over clips. Flicker: a frozen pose."
-    parts += ["## Paired differences", note, _markdown(differences(preset))]
-    parts += [verdict(preset, "rain", other) for other in ("undistilled", "flat")]
-    return "\n\n".join(parts)
-
-
-def long(preset: Preset, ablated: Preset) -> dict[str, Table]:
-    """The three tables' numbers one a row: method, source, metric, value, ci_low, ci_high, n, protocol, run."""
-    from pandas import DataFrame
-
-    flat = ("K = 16, no motion modules", evaluate.measure(ablated, "flat"))
-    ours = {
-        "table1": [(label, evaluate.measure(preset, method)) for method, label in evaluate.METHODS.items()],
-        "table2": [("", bench.speed(preset))],  # its rows name their method
-        "table3": [*evaluate.ablations(ablated).items(), flat],
-    }
-    rows = {
-        "table1": list(_reported("Table 1", TABLE1)),
-        "table2": [{"method": method, "source": f"reported, {by}", "metric": "frames/s", "value": value}
-                   for method, value, by, *_ in TABLE2],
-        "table3": list(_reported("Table 3", TABLE3)),
-    }  # fmt: skip
-    for name, found in ours.items():
-        for label, run in found:
-            about = {"source": "measured here", "run": run.id}
-            single = [row for row in run.metrics() if not row.keys() & {"step", "stretch"}]
-            rows[name] += [row | about | {"method": label or row["contender"]} for row in single]
-    columns = ["method", "source", "metric", "value", "ci_low", "ci_high", "n", "protocol", "run"]
-    return {name: DataFrame(each, columns=columns) for name, each in rows.items()}
-
-
-def _reported(title: str, table: Mapping[str, tuple]) -> Iterable[dict[str, Any]]:
-    for method, numbers in table.items():
-        for column, value in zip(QUALITY, numbers, strict=True):
-            if value is not None:
-                yield {"method": method, "source": f"reported, {title}", "metric": column[:-2], "value": value}
-
-
-def save_all(folder: Path, preset: Preset, ablated: Preset) -> None:
-    """Write RESULTS.md, and of each table `<name>.csv` (one number a row) and `<name>.tex` (as shown)."""
-    for name, numbers in long(preset, ablated).items():
-        with atomic_path(folder / f"{name}.csv") as temporary:
-            numbers.to_csv(temporary, index=False)
-    for name, table in _all(preset, ablated).items():
-        with atomic_path(folder / f"{name}.tex") as temporary:
-            temporary.write_text(table.style.hide(axis="index").to_latex(hrules=True, convert_css=True), "utf-8")
-    with atomic_path(folder / "RESULTS.md") as temporary:
-        temporary.write_text(results(preset, ablated) + "\n", "utf-8")
-
-
-def pace(preset: Preset) -> str:
-    """A sentence on the recorded frames a second of the ways to stream."""
-    run = bench.speed(preset)
-    machine = json.loads((run.path / "provenance.json").read_text("utf-8"))["hardware"]
-    rates = {row["contender"]: row["value"] for row in run.metrics() if row["metric"] == "frames_per_second"}
-    own = next(name for name in rates if name.startswith("stream"))
-    names = {own: "plain", f"{own}, fast": "with `fast=True`", f"{own}, compiled": "compiled",
-             f"{own}, exported (onnxruntime)": "by onnxruntime", "StreamDiffusion, fast": "StreamDiffusion",
-             "Live2Diff, fast": "Live2Diff (both fast, on the same network)"}  # fmt: skip
-    told = ", ".join(f"{rates[name]:.0f} {words}" for name, words in names.items() if name in rates)
-    return f"Frames/s on {run.config['threads']} threads of a CPU ({machine['cpu']}), no GPU: {told}."
-
-
-def readme(preset: Preset) -> str:
-    """The README's results: what is bad about them, and the paper's row, ours, copying and the ceiling."""
-    table = table1(preset)
-    shown = table[table["method"].isin(["RAIN", evaluate.METHODS["copy"], evaluate.METHODS["autoencoder"]])]
-    columns = ["method", "source", "PSNR ↑", "SSIM ↑", "PSNR fg ↑", "sharpness error ↓", "motion error ↓"]
-    rain, ceiling = (evaluate.measure(preset, method) for method in ("rain", "autoencoder"))
-    below = ceiling.value("psnr")["value"] - rain.value("psnr")["value"]
-    moving, error, flicker = (rain.value(name)["value"] for name in ("true_motion", "tde", "flicker"))
-    bad = (
-        f"At preset `{preset.name}` RAIN's pictures are {below:.1f} dB below what its autoencoder alone reaches. Its "
-        f"motion error is {error / moving:.1f} times that of a picture that stands still ({moving:.2f}, the true "
-        f"motion), and driven by a frozen pose it flickers by {flicker:.2f} grey levels a frame."
-    )
-    full = "The full tables with protocol, ablations and speed: [figures/RESULTS.md](figures/RESULTS.md)."
-    more = f"{pace(preset)} {full}"
-    return "\n\n".join([bad, _markdown(shown[columns]), verdict(preset, "rain", "undistilled"), more])
-
-
-def card(preset: Preset) -> str:
-    """The model card's numbers of a preset: what each stage trained, for how long, and what came out."""
-    rows = []
-    for stage in stages.STAGES:
-        run = stages.recorded(preset, stage)
-        file = weights.SHIPPED / f"{run.id}.safetensors"
-        curve = [row for row in run.metrics() if row["metric"] == "loss"]
-        machine = json.loads((run.path / "provenance.json").read_text("utf-8"))["hardware"]["cpu"]
-        rows.append({
-            "stage": f"`{stage}`", "steps": f"{curve[-1]['step']:,}",
-            "samples a step": str(run.config["train"]["batch"]),
-            "minutes": f"{curve[-1]['seconds'] / 60:.0f}", "processor": machine,
-            "MB": f"{file.stat().st_size / 1e6:.1f}", "run": run.id,
-        })  # fmt: skip
-    results = []
-    for method in ("copy", "autoencoder", "rain"):
-        found = {row["metric"]: row for row in evaluate.measure(preset, method).metrics()}
-        shown = {COLUMNS[name][0]: cell(found[name], COLUMNS[name][1]) for name in COLUMNS if name in found}
-        results.append({"method": evaluate.METHODS[method]} | shown)
-    names = list(dict.fromkeys(name for row in results for name in row))
-    data = preset.data
-    clips = f"{data.test_clips} held-out characters × {data.test_frames} frames; RAIN streams them in four steps"
-    return "\n\n".join([
-        f"## Preset `{preset.name}`: training", _rows(rows),
-        f"## Preset `{preset.name}`: measured", f"{clips}; mean [95 % interval].",
-        _rows([{name: row.get(name, NOTHING) for name in names} for row in results]),
-    ])  # fmt: skip
-
-
-def _rows(rows: list[dict[str, Any]]) -> str:
-    from pandas import DataFrame
-
-    return _markdown(DataFrame(rows, dtype=object))
-
-
-def _markdown(table: Table) -> str:
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)

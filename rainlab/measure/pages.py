@@ -1,0 +1,171 @@
+"""Pages made of the tables: RESULTS.md, CSV and LaTeX, the README's results, the model card's numbers, the console."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rainlab.config import Preset
+from rainlab.files import atomic_path
+from rainlab.measure import ablations, bench, evaluate, reported, tables
+from rainlab.measure.tables import Table
+from rainlab.training import stages, weights
+
+
+def _all(preset: Preset, ablated: Preset) -> dict[str, Table]:
+    return {"table1": tables.table1(preset), "table2": tables.table2(preset), "table3": tables.table3(ablated)}
+
+
+def print_all(preset: Preset, ablated: Preset) -> None:
+    """Print the three tables from what is recorded, the third of the preset ``ablated``.
+
+    Raises FileNotFoundError, naming the command, if nothing is recorded.
+    """
+    for name, table in _all(preset, ablated).items():
+        which = (ablated if name == "table3" else preset).name
+        print(f"\n{textwrap.fill(f'Preset {which}. {tables.NOTES[name]}', 120)}\n\n{tables.text(table)}")
+
+
+def results(preset: Preset, ablated: Preset) -> str:
+    """figures/RESULTS.md: the tables and paired differences with their protocol, Table 3 of the preset ``ablated``."""
+    parts = [
+        "# Results",
+        f"Preset `{preset.name}` (Table 3: `{ablated.name}`) on two CPU cores: mean with 95 % bootstrap interval over "
+        "the held-out clips. The runs behind these numbers are in [runs](runs), made by `python -m doit preset=… "
+        "record=yes`; notebooks 30, 40 and 41 explain them and measure again with `-p record True`.",
+    ]
+    for name, table in _all(preset, ablated).items():
+        title, _, note = tables.NOTES[name].partition(". ")
+        parts += [f"## {title}", note, _markdown(table)]
+    if ablations.recorded(ablated):
+        parts += ["## Table 3, several trainings each", tables.GRID, _markdown(tables.grid(ablated))]
+        parts += ["## The same against K = 16, p = 4, N = 1", _markdown(tables.grid(ablated, change=True))]
+    parts += ["## Faster ways, same weights", tables.FASTER, _markdown(tables.faster(preset))]
+    parts += ["## Motion to photon", tables.LATE, _markdown(tables.delays(preset))]
+    note = "On the same clips; an interval that leaves out 0 is more than chance over clips. Flicker: a frozen pose."
+    parts += ["## Paired differences", note, _markdown(tables.differences(preset))]
+    parts += [tables.verdict(preset, "rain", other) for other in ("undistilled", "flat")]
+    return "\n\n".join(parts)
+
+
+def long(preset: Preset, ablated: Preset) -> dict[str, Table]:
+    """The three tables' numbers one a row: method, source, metric, value, ci_low, ci_high, n, protocol, run."""
+    from pandas import DataFrame
+
+    flat = ("K = 16, no motion modules", evaluate.measure(ablated, "flat"))
+    ours = {
+        "table1": [(label, evaluate.measure(preset, method)) for method, label in evaluate.METHODS.items()],
+        "table2": [("", bench.speed(preset))],  # its rows name their method
+        "table3": [*evaluate.ablations(ablated).items(), flat],
+    }
+    rows = {
+        "table1": list(_reported("Table 1", reported.TABLE1)),
+        "table2": [{"method": method, "source": f"reported, {by}", "metric": "frames/s", "value": value}
+                   for method, value, by, *_ in reported.TABLE2],
+        "table3": list(_reported("Table 3", reported.TABLE3)),
+    }  # fmt: skip
+    for name, found in ours.items():
+        for label, run in found:
+            about = {"source": "measured here", "run": run.id}
+            single = [row for row in run.metrics() if not row.keys() & {"step", "stretch"}]
+            rows[name] += [row | about | {"method": label or row["contender"]} for row in single]
+    if several := ablations.recorded(ablated):
+        about = {"source": "measured here, several trainings", "run": several.id}
+        both = [row for row in several.metrics() if row.get("seed", "all") == "all"]
+        rows["table3"] += [row | about | {"method": tables.named(row["variant"], row["method"])} for row in both]
+    columns = ["method", "source", "metric", "value", "ci_low", "ci_high", "n", "protocol", "run"]
+    return {name: DataFrame(each, columns=columns) for name, each in rows.items()}
+
+
+def _reported(title: str, table: Mapping[str, tuple]) -> Iterable[dict[str, Any]]:
+    for method, numbers in table.items():
+        for column, value in zip(reported.QUALITY, numbers, strict=True):
+            if value is not None:
+                yield {"method": method, "source": f"reported, {title}", "metric": column[:-2], "value": value}
+
+
+def save_all(folder: Path, preset: Preset, ablated: Preset) -> None:
+    """Write RESULTS.md, and of each table `<name>.csv` (one number a row) and `<name>.tex` (as shown)."""
+    for name, numbers in long(preset, ablated).items():
+        with atomic_path(folder / f"{name}.csv") as temporary:
+            numbers.to_csv(temporary, index=False)
+    for name, table in _all(preset, ablated).items():
+        with atomic_path(folder / f"{name}.tex") as temporary:
+            temporary.write_text(table.style.hide(axis="index").to_latex(hrules=True, convert_css=True), "utf-8")
+    with atomic_path(folder / "RESULTS.md") as temporary:
+        temporary.write_text(results(preset, ablated) + "\n", "utf-8")
+
+
+def pace(preset: Preset) -> str:
+    """A sentence on the recorded frames a second of the ways to stream."""
+    run = bench.speed(preset)
+    machine = json.loads((run.path / "provenance.json").read_text("utf-8"))["hardware"]
+    rates = {row["contender"]: row["value"] for row in run.metrics() if row["metric"] == "frames_per_second"}
+    own = next(name for name in rates if name.startswith("stream"))
+    names = {own: "plain", f"{own}, fast": "with `fast=True`", f"{own}, compiled": "compiled",
+             f"{own}, exported (onnxruntime)": "by onnxruntime", "StreamDiffusion, fast": "StreamDiffusion",
+             "Live2Diff, fast": "Live2Diff (both fast, on the same network)"}  # fmt: skip
+    told = ", ".join(f"{rates[name]:.0f} {words}" for name, words in names.items() if name in rates)
+    return f"Frames/s on {run.config['threads']} threads of a CPU ({machine['cpu']}), no GPU: {told}."
+
+
+def readme(preset: Preset) -> str:
+    """The README's results: what is bad about them, and the paper's row, ours, copying and the ceiling."""
+    table = tables.table1(preset)
+    shown = table[table["method"].isin(["RAIN", evaluate.METHODS["copy"], evaluate.METHODS["autoencoder"]])]
+    columns = ["method", "source", "PSNR ↑", "SSIM ↑", "PSNR fg ↑", "sharpness error ↓", "motion error ↓"]
+    rain, ceiling = (evaluate.measure(preset, method) for method in ("rain", "autoencoder"))
+    below = ceiling.value("psnr")["value"] - rain.value("psnr")["value"]
+    moving, error, flicker = (rain.value(name)["value"] for name in ("true_motion", "tde", "flicker"))
+    bad = (
+        f"At preset `{preset.name}` RAIN's pictures are {below:.1f} dB below what its autoencoder alone reaches. Its "
+        f"motion error is {error / moving:.1f} times that of a picture that stands still ({moving:.2f}, the true "
+        f"motion), and driven by a frozen pose it flickers by {flicker:.2f} grey levels a frame."
+    )
+    full = "The full tables with protocol, ablations and speed: [figures/RESULTS.md](figures/RESULTS.md)."
+    more = f"{pace(preset)} {full}"
+    return "\n\n".join([bad, _markdown(shown[columns]), tables.verdict(preset, "rain", "undistilled"), more])
+
+
+def card(preset: Preset) -> str:
+    """The model card's numbers of a preset: what each stage trained, for how long, and what came out."""
+    rows = []
+    for stage in stages.STAGES:
+        run = stages.recorded(preset, stage)
+        file = weights.SHIPPED / f"{run.id}.safetensors"
+        curve = [row for row in run.metrics() if row["metric"] == "loss"]
+        machine = json.loads((run.path / "provenance.json").read_text("utf-8"))["hardware"]["cpu"]
+        rows.append({
+            "stage": f"`{stage}`", "steps": f"{curve[-1]['step']:,}",
+            "samples a step": str(run.config["train"]["batch"]),
+            "minutes": f"{curve[-1]['seconds'] / 60:.0f}", "processor": machine,
+            "MB": f"{file.stat().st_size / 1e6:.1f}", "run": run.id,
+        })  # fmt: skip
+    results = []
+    for method in ("copy", "autoencoder", "rain"):
+        found = {row["metric"]: row for row in evaluate.measure(preset, method).metrics()}
+        known = {name: column for name, column in tables.COLUMNS.items() if name in found}
+        shown = {column: tables.cell(found[name], digits) for name, (column, digits) in known.items()}
+        results.append({"method": evaluate.METHODS[method]} | shown)
+    names = list(dict.fromkeys(name for row in results for name in row))
+    data = preset.data
+    clips = f"{data.test_clips} held-out characters × {data.test_frames} frames; RAIN streams them in four steps"
+    return "\n\n".join([
+        f"## Preset `{preset.name}`: training", _rows(rows),
+        f"## Preset `{preset.name}`: measured", f"{clips}; mean [95 % interval].",
+        _rows([{name: row.get(name, tables.NOTHING) for name in names} for row in results]),
+    ])  # fmt: skip
+
+
+def _rows(rows: list[dict[str, Any]]) -> str:
+    from pandas import DataFrame
+
+    return _markdown(DataFrame(rows, dtype=object))
+
+
+def _markdown(table: Table) -> str:
+    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
