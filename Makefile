@@ -13,6 +13,11 @@ STAMP   := $(VENV)/.installed
 RUN  = PATH="$(CURDIR)/$(BIN):$$PATH"
 DOIT = $(RUN) python -m doit $(if $(PRESET),preset="$(PRESET)")
 
+# Everything behind the tables: of small what is measured on its shipped weights, of tiny the trainings, too; of a
+# preset that is named everything.
+EVERYTHING = $(RUN); $(if $(PRESET),python -m doit preset="$(PRESET)" record=yes full=yes, \
+	python -m doit preset=tiny full=yes && python -m doit record=measured full=yes)
+
 # The stamp is written last and holds the project's folder. Without it, in a folder that was moved or copied, or with
 # the Python gone that .venv was made with, nothing in .venv can be trusted: it is made again from nothing.
 FRESH := $(shell [ "$$(cat $(STAMP) 2>&1)" = "$(CURDIR)" ] && $(BIN)/python -c '' 2>/dev/null || echo yes)
@@ -30,8 +35,8 @@ help:  ## list the commands
 
 setup: $(STAMP)  ## make .venv with the versions of environment.yml
 
-tables: setup  ## run all notebooks, draw the figures, print the tables; PRESET=tiny trains everything from nothing first
-	@$(DOIT)
+tables: setup  ## run all notebooks, draw the figures, print the tables; PRESET=tiny trains all from nothing first; FULL=1: hours
+	@$(if $(FULL),$(EVERYTHING),$(DOIT))
 
 train: setup  ## only the trainings, of the preset small unless PRESET names another
 	@$(RUN) python -m doit preset="$(or $(PRESET),small)" train

@@ -3,6 +3,8 @@
     doit                       what `make tables` calls: run what is stale, print the tables; preset small, as shipped
     doit preset=tiny           another preset: train and measure everything from nothing
     doit record=yes            the same for the shipped preset
+    doit record=measured       measure the shipped weights anew, without training
+    doit full=yes              with record: also what takes hours (AnimateAnyone, the grid of ablations, latency)
     doit preset=small train    only the trainings
     doit list                  the tasks
     doit job:stage2            one notebook run and what it needs
@@ -15,7 +17,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -24,13 +26,16 @@ from doit import get_var
 from rainlab import runs
 from rainlab.config import Preset, make_preset, override
 from rainlab.files import atomic_path
-from rainlab.measure import endless, evaluate, features, legacy
+from rainlab.measure import ablations, endless, evaluate, features, legacy
 from rainlab.training import stages, weights
 
 SHOWN = "small"  # the preset of README, notebooks and tables: its weights and numbers come with the repository
 ABLATED = "tiny"  # the preset of Table 3: it takes a training for each row
 PRESET = get_var("preset", SHOWN)
-FROM_NOTHING = get_var("record", "no" if PRESET == SHOWN else "yes") == "yes"
+RECORDING = get_var("record", "no" if PRESET == SHOWN else "yes")
+EVERYTHING = get_var("full", "no") == "yes"
+if RECORDING not in (known := ("no", "measured", "yes")):
+    raise ValueError(f"record: got {RECORDING!r}, expected one of {known}")
 ROOT = Path(__file__).parent
 CODE = [str(path) for path in sorted((ROOT / "rainlab").rglob("*.py"))]
 FULL = make_preset(PRESET)
@@ -71,6 +76,7 @@ def training(notebook: str, preset, *trained: str, after: tuple[str, ...] = (), 
 
 
 RECORD = {"preset": PRESET, "record": True}
+AT_LENGTH = RECORD | {"everything": EVERYTHING}
 TRAININGS = {
     "autoencoder": training("12_autoencoder", FULL, "autoencoder", threads=2),
     "stage1": training("20_stage1_image", FULL, "stage1", after=("autoencoder",), threads=2, beforehand="stage1"),
@@ -84,14 +90,18 @@ TRAININGS = {
 MEASUREMENTS = {
     "studio": Job("10_studio"),
     "data_prep": Job("11_data_prep"),
-    "ablations": Job("30_ablations", RECORD, ("distill", "distill_k8", "distill_causal")),
+    "ablations": Job("30_ablations", AT_LENGTH, ("distill", "distill_k8", "distill_causal")),
     "endless": Job("31_error_accumulation", RECORD, ("distill",)),
-    "table1": Job("40_table1_quality", RECORD, ("distill",)),
+    "table1": Job("40_table1_quality", AT_LENGTH, ("distill",)),
     "protocol": Job("43_protocol", RECORD, ("distill",)),
     "tour": Job("00_tour", {"preset": PRESET}, ("distill",)),
     # measures time: last, alone
-    "table2": Job("41_table2_speed", RECORD, ("table1", "protocol", "ablations", "endless", "tour"), threads=2),
+    "table2": Job("41_table2_speed", AT_LENGTH, ("table1", "protocol", "ablations", "endless", "tour"), threads=2),
 }
+if RECORDING == "measured":  # on weights that are there
+    kept = {name: job for name, job in MEASUREMENTS.items() if name != "ablations" or PRESET == ABLATED}
+    MEASUREMENTS = {name: replace(job, after=tuple(x for x in job.after if x in kept)) for name, job in kept.items()}
+    TRAININGS = {}
 COMPLETE = TRAININGS | MEASUREMENTS  # from nothing to the tables
 AS_SHIPPED = {  # every notebook at its defaults: what training and measuring look like, and what was recorded
     source.stem: Job(source.stem) for source in sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -147,10 +157,23 @@ def task_tables():
     def show():
         from rainlab.measure import pages
 
-        pages.print_all(FULL, FULL if FROM_NOTHING else make_preset(ABLATED))
+        pages.print_all(FULL, make_preset(ABLATED) if PRESET == SHOWN else FULL)
 
-    jobs = COMPLETE if FROM_NOTHING else AS_SHIPPED
-    return {"actions": [show], "task_dep": [f"job:{name}" for name in jobs], "uptodate": [False]}
+    jobs = AS_SHIPPED if RECORDING == "no" else COMPLETE
+    return {"actions": [show], "task_dep": ["cost", *(f"job:{name}" for name in jobs)], "uptodate": [False]}
+
+
+def task_cost():
+    """What everything took where the published numbers were made: printed before hours are spent."""
+
+    def say():
+        if EVERYTHING:
+            made = [runs.get(path.name) for path in runs.published().iterdir()]
+            notes = [run.path / runs.FILES[-1] for run in made if run.config.get("preset") == PRESET]
+            seconds = sum(json.loads(note.read_text("utf-8"))["seconds"] for note in notes)
+            print(f"preset {PRESET}: the published runs of all this took {seconds / 3600:.1f} hours, one by one")
+
+    return {"actions": [say], "uptodate": [False]}
 
 
 def task_train():
@@ -186,7 +209,10 @@ def final(preset: Preset) -> set[str]:
     """Ids of the runs behind a preset's tables and figures; ablations, timings, endless streams if they were made."""
     found = [stages.recorded(preset, stage) for stage in stages.STAGES]
     found += [evaluate.measure(preset, method) for method in (*evaluate.METHODS, *evaluate.OTHERS)]
+    found += [run for method in evaluate.SLOW if (run := evaluate.recorded(preset, method))]
     found += [evaluate.compare(preset), legacy.compare(preset)]
+    if several := ablations.recorded(preset):
+        found.append(several)
     for change in evaluate.ABLATIONS.values():
         variant = override(preset, change)
         if made := stages.recorded(variant, "distill3d"):

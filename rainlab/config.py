@@ -199,6 +199,7 @@ _TINY_MODEL = ModelConfig(
 _SMALL_MODEL = replace(_TINY_MODEL, channels=(64, 128), cross_attention_dim=128)
 
 _MUON = StageConfig(optimizer="muon", bf16=True)
+_QUICK = StageConfig(optimizer="muon", decay=0.5)
 
 # UBC-Fashion (section 5.1); faces and style transfer differ in steps and ω (sections 5.2, 5.3, PAPER_TASKS)
 _PAPER = Preset(
@@ -225,11 +226,12 @@ PAPER_TASKS: dict[str, dict[str, Any]] = {
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         name="tiny",
+        data=DataConfig(test_frames=48, facing=True),
         autoencoder=AutoencoderConfig(factor=8, latent_channels=16, width=32),
         model=_TINY_MODEL,
-        train_autoencoder=StageConfig(steps=1100, batch=8, learning_rate=2e-3, warmup=30, decay=0.5, ema=0.99),
-        stage1=StageConfig(steps=1300, batch=8, targets=4, learning_rate=2e-3, warmup=50, decay=0.5, ema=0.99),
-        stage2=StageConfig(steps=260, batch=1, learning_rate=1e-3, warmup=20, decay=0.5, ema=0.98),
+        train_autoencoder=replace(_QUICK, steps=700, batch=8, learning_rate=2e-3, warmup=30, ema=0.99),
+        stage1=replace(_QUICK, steps=1000, batch=8, targets=4, learning_rate=2e-3, warmup=50, ema=0.99),
+        stage2=replace(_QUICK, steps=400, batch=1, learning_rate=1e-3, warmup=20, ema=0.98),
         distill2d=StageConfig(steps=100, batch=4, targets=4, learning_rate=3e-4, warmup=10, decay=0.5, ema=0.95),
         distill3d=StageConfig(steps=100, batch=1, learning_rate=3e-4, warmup=10, decay=0.5, ema=0.95),
     ),

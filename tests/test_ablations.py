@@ -77,7 +77,7 @@ def test_what_is_missing_is_counted_in_proportion(tmp_path, monkeypatch):
     monkeypatch.setattr(ablations, "evaluation_seconds", lambda preset: 8.0)
     micro.write_weights(CONFIG, ("autoencoder", "stage1", "distill2d"))
     for stage in stages.WINDOWED:
-        ablations.finished(CONFIG, stage)
+        stages.finished(CONFIG, stage)
     own = {}
     for stage in stages.WINDOWED:
         loss = [row for row in stages.recorded(CONFIG, stage).metrics() if row["metric"] == "loss"]

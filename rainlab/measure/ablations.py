@@ -52,19 +52,6 @@ def variant(preset: Preset, label: str, seed: int = 0) -> Preset:
     return override(preset, CHANGES[label] | change)
 
 
-def finished(preset: Preset, stage: str, **options) -> runs.Run:
-    """The finished run of a stage: recorded, or trained now, with its curve and nothing else."""
-    if made := stages.recorded(preset, stage):
-        return made
-    run, history = stages.train_stage(preset, stage, **options)
-    if not run.finished:
-        stages.record_history(run, history)
-        if stage.startswith("distill"):
-            run.record("final_loss", history[-1]["loss"])
-        run.finish()
-    return run
-
-
 def cost(preset: Preset, seeds: Sequence[int] = SEEDS) -> float:
     """Hours that what is missing of the grid will take on this machine, from what the preset's own runs took.
 
@@ -149,7 +136,7 @@ def recorded(preset: Preset) -> runs.Run | None:
 def _values(preset: Preset, method: str, held: np.ndarray) -> dict[str, list[float]]:
     """Per clip, and the one FVD-studio, of a variant; trained and measured if that is not done."""
     for stage in stages.WINDOWED if method == "rain" else ("stage2",):
-        finished(preset, stage)
+        stages.finished(preset, stage)
     run = evaluate.measure(preset, method, record=True)
     found = json.loads((run.path / "values.json").read_text("utf-8"))
     frames = np.load(run.path / "frames.npy")

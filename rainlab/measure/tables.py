@@ -13,6 +13,7 @@ from typing import Any
 
 from rainlab.config import Preset
 from rainlab.measure import ablations, bench, evaluate, latency, reported
+from rainlab.training import stages
 
 Table = Any  # a pandas DataFrame of text; pandas is imported where it is needed
 
@@ -93,11 +94,15 @@ DELAYS = {
 NOTHING = "–"  # not reported, or not measured
 
 
-def table1(preset: Preset, record: bool = False) -> Table:
+def table1(preset: Preset, record: bool = False, slow: bool = False) -> Table:
     """Quality of every method of :data:`evaluate.METHODS`; ``record`` as in :func:`evaluate.measure`.
 
-    Those of :data:`evaluate.SLOW` where they are recorded. Raises FileNotFoundError, naming the command, if nothing is.
+    Those of :data:`evaluate.SLOW` where they are recorded; ``slow`` trains and records them, too. Raises
+    FileNotFoundError, naming the command, if nothing is recorded.
     """
+    for method in evaluate.SLOW if slow else ():
+        stages.finished(evaluate.trained_as(preset, method), evaluate.STAGE[method])
+        evaluate.measure(preset, method, record=True)
     shown = ("psnr", "ssim", "psnr_fg", "ssim_fg", "sharpness_error", "tde")
     found = {label: evaluate.measure(preset, method, record).metrics() for method, label in evaluate.METHODS.items()}
     slow = {label: evaluate.recorded(preset, method) for method, label in evaluate.SLOW.items()}

@@ -30,7 +30,7 @@ from rainlab.method.checkpoint import fill
 from rainlab.method.rain import RAIN, start_guidance, to_signed
 from rainlab.training import branches, distill, loop, losses
 from rainlab.training.parameters import STAGES, check_stage, trainable
-from rainlab.training.weights import digest, weights_of
+from rainlab.training.weights import digest, weights_file, weights_of
 
 VERSIONS = {"autoencoder": 2, "stage1": 2, "stage2": 2, "distill2d": 2, "distill3d": 2}  # raised when results change
 INPUTS = {
@@ -268,6 +268,23 @@ def train_stage(
             run.note(warm={"file": Path(warm).name} | note)
     extra = (lambda: _latent_scale(model, state, clips)) if stage == "autoencoder" else None
     return run, loop.fit(run, loss, state, clips, training.loop, *training.sampling, each, extra)
+
+
+def finished(preset: Preset, stage: str, device: str | torch.device = "cpu") -> runs.Run:
+    """A stage's run with its weights: made already, or trained now, with its curve and nothing else to tell."""
+    try:
+        weights_file(run_id(preset, stage))
+    except FileNotFoundError:
+        made = None  # published without weights: they are needed
+    else:
+        made = recorded(preset, stage)
+    if made:
+        return made
+    run, history = train_stage(preset, stage, device)
+    if not run.finished:
+        record_history(run, history)
+        run.finish()
+    return run
 
 
 def record_history(run: runs.Run, history: list[dict]) -> None:
