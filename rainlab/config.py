@@ -226,7 +226,7 @@ PAPER_TASKS: dict[str, dict[str, Any]] = {
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         name="tiny",
-        data=DataConfig(test_frames=48, facing=True),
+        data=DataConfig(frames=33, test_frames=48, facing=True),  # one to look at, and the longest window of Table 3
         autoencoder=AutoencoderConfig(factor=8, latent_channels=16, width=32),
         model=_TINY_MODEL,
         train_autoencoder=replace(_QUICK, steps=700, batch=8, learning_rate=2e-3, warmup=30, ema=0.99),

@@ -30,6 +30,7 @@ def test_one_factor_at_a_time_and_nine_trainings_a_seed():
     for label in ("K = 8, equal frames", "K = 32, equal frames"):
         seen = found[label].stage2.steps * found[label].stream.window
         assert seen == preset.stage2.steps * preset.stream.window
+    assert max(p.stream.window for p in found.values()) <= preset.data.frames - preset.data.facing
     other = ablations.variant(preset, ablations.BASE, 1)
     assert stages.run_id(other, "stage2") != stages.run_id(preset, "stage2")
     with pytest.raises(ValueError, match="label: got 'K = 4', expected one of"):

@@ -21,14 +21,14 @@ def test_paper_numbers():
 def test_every_preset_makes_networks(name):
     p = PRESETS[name]
     p.model.unet(p.autoencoder.latent_channels, motion=True, guidance=True)
-    assert p.name == name and p.stream.window <= min(p.model.motion_length, p.data.frames)
+    assert p.name == name and p.stream.window <= min(p.model.motion_length, p.data.frames - p.data.facing)
     assert 2 ** (len(p.model.guider_widths) - 1) == p.autoencoder.factor  # guider and autoencoder must meet
 
 
 def test_fields_added_later_change_no_identity():
-    old = identity(make_preset("tiny").stage1)
-    assert not {"optimizer", "matrix_rate", "momentum", "bf16"} & old.keys() and old["steps"] == 1300
-    changed = identity(make_preset("tiny", {"stage1.optimizer": "muon"}).stage1)
+    old = identity(make_preset("tiny").distill2d)
+    assert not {"optimizer", "matrix_rate", "momentum", "bf16"} & old.keys() and old["steps"] == 100
+    changed = identity(make_preset("tiny", {"distill2d.optimizer": "muon"}).distill2d)
     assert changed == old | {"optimizer": "muon"}
 
 
