@@ -133,7 +133,7 @@ def test_changed_weights_and_a_reference_of_another_size_are_refused():
     plain = micro.model().denoising_unet
     network, given = FastUNet(plain), arguments()
     bank = {name: states[:, : states.shape[1] // 2] for name, states in given[-1].items()}
-    with pytest.raises(ValueError, match="got a bank of 24 places in .*, expected 48 like the latents"):
+    with pytest.raises(ValueError, match="got a bank of 24 places in .*, expected 48 like the latents, for each"):
         network(*given[:-1], bank)
     network(*given)
     plain.load_state_dict(plain.state_dict())

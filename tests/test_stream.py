@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rainlab.config import StreamConfig
 from rainlab.method.rain import RAIN, to_signed
 from rainlab.method.stream import Stream, animate
+from rainlab.method.tick import TickStream
 from rainlab.method.unet import temporal_mask
 from rainlab.method.vae import TAESDV
 
@@ -113,6 +114,28 @@ def test_contents_show_the_stairs():
         s.push(list(micro.pictures(pushed)))
         latents, at = s.contents
         assert at.tolist() == times and latents.shape[1] == len(times)
+
+
+def test_several_pictures_of_the_character_in_any_order():
+    """One bank of both: their order changes nothing, leaving one out does; the fast network does the same."""
+    one, other = micro.pictures(seed=9), micro.pictures(seed=10)
+    conditions, made = list(micro.pictures(8)), {}
+    for name, pictures in {"both": [one, other], "turned": [other, one], "one": [one]}.items():
+        for fast in (False, True):
+            s = Stream(micro.model(), 8, 4, fast=fast)
+            s.references(pictures)
+            made[name, fast] = np.stack(s.push(conditions)).astype(int)
+    plain = {name: made[name, False] for name in ("both", "turned", "one")}
+    assert abs(plain["both"] - plain["turned"]).max() <= 1 < abs(plain["both"] - plain["one"]).max()
+    assert all(abs(made[name, False] - made[name, True]).max() <= 1 for name in ("both", "one"))
+    with pytest.raises(ValueError, match="references: got no picture"):
+        s.references([])
+    with pytest.raises(ValueError, match=r"reference: got size \(16, 24\), expected \(32, 24\)"):
+        s.references([one, micro.pictures(size=(16, 24))])
+    with pytest.raises(ValueError, match="got 2 pictures, expected one here; use rainlab.Stream"):
+        TickStream(micro.model()).references([one, other])
+    with pytest.raises(NotImplementedError, match="only starts softly"):
+        TickStream(micro.model()).fill(one, one)
 
 
 def test_reference_can_be_replaced_while_streaming():

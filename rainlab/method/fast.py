@@ -122,9 +122,10 @@ class FastUNet(nn.Module):
         """v, as :meth:`rainlab.method.unet.UNet.forward` gives it; no sample's reference can be dropped here."""
         self.unet._check(latents, timesteps, context, pose, guidance, temporal_mask)
         first, places = self.spatial[0].name, latents.shape[3] * latents.shape[4]
-        if reference is not None and reference[first].shape[1] != places:
+        count, rest = (1, 0) if reference is None else divmod(reference[first].shape[1], places)
+        if rest or not count:
             got = f"reference: got a bank of {reference[first].shape[1]} places in {first}"
-            raise ValueError(f"{got}, expected {places} like the latents; for another size use the plain network")
+            raise ValueError(f"{got}, expected {places} like the latents, for each picture; or use the plain network")
         if self._versions() != self._made_at:
             raise RuntimeError("the plain network's weights have changed since this was made: make the stream anew")
         f, keep = timesteps.shape[1], self.rewrites
@@ -136,7 +137,7 @@ class FastUNet(nn.Module):
         if "context" not in keep or context is not self._context or f != self._frames:
             self._context, self._looked = context, (context.repeat_interleave(f, 0), self.looked(context, f))
         if "reference" not in keep or reference is not self._reference or f != self._frames:
-            self._reference, self._kept = reference, {} if reference is None else self.kept(reference, f)
+            self._reference, self._kept = reference, {} if reference is None else self.kept(reference, f, count)
         self._frames = f
         tokens, looked = self._looked
         given = Given(self._added[key], looked, self._kept, tokens, f, temporal_mask, temporal_strength)
@@ -163,9 +164,9 @@ class FastUNet(nn.Module):
             return {}
         return {block.name: block.look.only(context).repeat_interleave(frames, 0) for block in self.spatial}
 
-    def kept(self, bank: dict[str, Tensor], frames: int) -> dict[str, Tensor]:
-        """Keys and values of a bank behind room for those of so many frames; see :class:`ReferenceAttention`."""
-        return {block.name: block.attend.kept(bank[block.name], frames) for block in self.spatial}
+    def kept(self, bank: dict[str, Tensor], frames: int, count: int = 1) -> dict[str, Tensor]:
+        """Keys and values of a bank of so many pictures behind room for a frame's; see :class:`ReferenceAttention`."""
+        return {block.name: block.attend.kept(bank[block.name], frames, count) for block in self.spatial}
 
 
 def _equal(a: Tensor | None, b: Tensor | None) -> bool:
@@ -352,11 +353,12 @@ class ReferenceAttention(nn.Module):
         b, m, c = reference.shape
         return self.kv(reference).view(b, m, 2, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
 
-    def kept(self, reference: Tensor, frames: int) -> Tensor:
-        """The same for each frame, ``(2, b·f, heads, 2·m, d)``, behind room for as many of its own."""
+    def kept(self, reference: Tensor, frames: int, count: int) -> Tensor:
+        """The same for each frame, ``(2, b·f, heads, own + m, d)``, behind room for its own; m is count · own."""
         kv = self.projected(reference)
-        kept = kv.new_zeros(2, kv.shape[1], frames, self.heads, 2 * kv.shape[3], kv.shape[4])
-        kept[..., kv.shape[3] :, :] = kv[:, :, None]
+        own = kv.shape[3] // count
+        kept = kv.new_zeros(2, kv.shape[1], frames, self.heads, own + kv.shape[3], kv.shape[4])
+        kept[..., own:, :] = kv[:, :, None]
         return kept.flatten(1, 2)
 
 

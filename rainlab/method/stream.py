@@ -145,14 +145,34 @@ class Stream:
     @torch.no_grad()
     def reference(self, picture: np.ndarray | Tensor) -> None:
         """Set or replace the character: uint8 RGB ``(h, w, 3)``, or ``(b, h, w, 3)`` with ``batch``."""
-        running = bool(self._levels or self._waiting)
-        picture = self._picture(picture, "reference", self._size if running else None)
-        self._size = tuple(picture.shape[1:3])
-        bank, context = self.model.look(to_signed(picture).to(self.dtype))
-        self.set_bank(bank, context)
+        self.references([picture])
+
+    @torch.no_grad()
+    def references(self, pictures: Sequence[np.ndarray | Tensor]) -> None:
+        """Show the character in several pictures, each as for :meth:`reference`: sections 3.3 and 6.1.
+
+        Their banks are concatenated, their contexts averaged. Attention to them costs in proportion to their number.
+
+        Raises:
+            TypeError, ValueError: no picture, a wrong one, or several sizes; the character stays as it was.
+        """
+        if not len(pictures):
+            raise ValueError("references: got no picture, expected one or more")
+        size = self._size if self._levels or self._waiting else None
+        given = []
+        for picture in pictures:
+            given.append(self._picture(picture, "reference", size))
+            size = tuple(given[-1].shape[1:3])
+        looks = [self.model.look(to_signed(picture).to(self.dtype)) for picture in given]
+        self._size = size
+        bank = {name: torch.cat([each[name] for each, _ in looks], 1) for name in looks[0][0]}
+        self.set_bank(bank, torch.stack([context for _, context in looks]).mean(0))
 
     def set_bank(self, bank: dict[str, Tensor], context: Tensor) -> None:
-        """Use a bank ``{name: (b, h·w, c)}`` and context ``(b, n, d)`` computed elsewhere, of pictures that size."""
+        """Use a bank ``{name: (b, h·w, c)}`` and context ``(b, n, d)`` computed elsewhere, of pictures that size.
+
+        A bank of several pictures has their places one after the other, ``(b, pictures·h·w, c)``.
+        """
         self._bank, self._context = bank, context
 
     @torch.no_grad()

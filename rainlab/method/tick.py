@@ -10,7 +10,7 @@ what the plain stream gives.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -292,6 +292,12 @@ class TickStream(Stream):
         super().reset()
         self._state: State | None = None
         self._first = 0  # slot of the oldest frame
+
+    def references(self, pictures: Sequence[Any]) -> None:
+        """As Stream's, of one picture: ValueError for more."""
+        if len(pictures) > 1:
+            raise ValueError(f"references: got {len(pictures)} pictures, expected one here; use rainlab.Stream")
+        super().references(pictures)
 
     def fill(self, *_: Any) -> None:
         """Not made by one function: NotImplementedError."""
