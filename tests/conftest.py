@@ -70,3 +70,14 @@ class CompareNotebooks:
     def pytest_collectstart(self, collector):
         if collector.__class__.__name__ == "IPyNbFile":
             collector.skip_compare += ("stderr", "image/webp")
+
+
+@pytest.fixture
+def brought(tmp_path, monkeypatch):
+    """A folder for published weights that is empty, torch's own in its folder hub."""
+    monkeypatch.setenv("RAINLAB_WEIGHTS", str(tmp_path))
+    before = torch.hub.get_dir()
+    torch.hub.set_dir(tmp_path / "hub")
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    yield tmp_path
+    torch.hub.set_dir(before)

@@ -37,7 +37,7 @@ def held():
 
 def test_the_reference_is_older_than_the_driven_frames(held):
     cfg = CONFIG.data
-    clips = StudioClips("test", cfg.test_clips, cfg.test_gap + FRAMES, cfg.size)
+    clips = StudioClips("test", cfg.test_clips, cfg.test_gap + FRAMES, cfg.size, facing=cfg.facing)
     for i, clip in enumerate(clips):
         assert np.array_equal(held.reference[i], clip.frames[0])
         for name in ("frames", "condition", "mask"):

@@ -8,7 +8,7 @@ from rainlab import runs
 from rainlab.data.studio import body
 from rainlab.measure import features
 from rainlab.measure.degrade import DEGRADATIONS, degraded
-from rainlab.measure.published import frechet
+from rainlab.measure.metrics import frechet
 
 SMALL = features.CONFIG | {"characters": 40, "steps": 3}
 

@@ -191,6 +191,35 @@ def test_sharpness_error_compares_the_energy_of_the_edges():
         metrics.sharpness_error(y, y * 0 + 0.5)
 
 
+def test_frechet_distance_of_gaussians():
+    draw = np.random.default_rng(0)
+    x = draw.normal(size=(20_000, 3)) * [1, 2, 3]
+    assert metrics.frechet(x, x) == pytest.approx(0, abs=1e-9)
+    moved = 2 * x + [5, 0, 0]  # the covariance grows fourfold, and (2 - 1)² of its trace is the difference
+    difference = np.square(x.mean(0) - moved.mean(0)).sum() + np.trace(np.cov(x, rowvar=False))
+    assert metrics.frechet(x, moved) == pytest.approx(difference, rel=1e-6)
+    with pytest.raises(ValueError, match="features: got 1 and 20000, expected at least two"):
+        metrics.frechet(x[:1], x)
+
+
+def test_a_surface_that_moves_with_the_flow_has_no_warping_error():
+    """A picture pushed by whole pixels; what leaves it is not seen. Standing still is an error where it should move."""
+    picture = videos(1, 1, seed=3)[0][0, 0]
+    moving = np.stack([np.roll(picture, 2 * t, axis=1) for t in range(4)])[None]
+    flow = np.broadcast_to(np.float32([2, 0]), (1, 3, *SIZE, 2))
+    visible = np.ones((1, 3, *SIZE), bool)
+    visible[..., -2:] = False
+    assert metrics.warping_error(moving, flow, visible)[0] < 1e-3
+    still = np.repeat(moving[:, :1], 4, axis=1)
+    expected = abs(picture[:, 2:].astype(float) - picture[:, :-2]).mean()
+    assert metrics.warping_error(still, flow, visible)[0] == pytest.approx(expected, rel=1e-4)
+    assert metrics.warping_error(still, 0 * flow, visible)[0] < 1e-3
+    with pytest.raises(ValueError, match=r"flow, visible: got .*, expected \(\(1, 3, 20, 16, 2\), \(1, 3, 20, 16\)\)"):
+        metrics.warping_error(moving, flow[:, :2], visible)
+    with pytest.raises(ValueError, match="without any visible pixel"):
+        metrics.warping_error(moving, flow, visible & False)
+
+
 # -- evaluate --------------------------------------------------------------------------------------------------------
 
 

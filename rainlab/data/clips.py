@@ -34,8 +34,9 @@ TOGETHER = 8  # clips asked for in one slice and rendered in one call: more gain
 class Clip:
     """Some frames and the condition pictures that drive them.
 
-    frames, condition: uint8 (f, h, w, 3) RGB. mask: bool (f, h, w), the character, or None where it is not known.
-    (More ground truth, depth and flow, comes from the studio itself: `studio.body.render`.)
+    frames, condition: uint8 (f, h, w, 3) RGB. Or None where it is not known: mask, bool (f, h, w), the character; flow,
+    float32 (f-1, h, w, 2), and visible, bool (f-1, h, w), of each pixel to the next frame. (More ground truth comes
+    from the studio itself: `studio.body.render`.)
     """
 
     frames: np.ndarray
@@ -45,6 +46,8 @@ class Clip:
     split: str
     licence: str
     mask: np.ndarray | None = None
+    flow: np.ndarray | None = None
+    visible: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,8 @@ class StudioClips(Sequence[Clip]):
                 split=self.split,
                 licence=STUDIO_LICENCE,
                 mask=bodies.mask[i].numpy(),
+                flow=bodies.flow[i].numpy(),
+                visible=bodies.visible[i].numpy(),
             )
             for i, index in enumerate(indices)
         ]

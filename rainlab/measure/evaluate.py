@@ -23,7 +23,7 @@ from rainlab.baselines.stream_diffusion import StreamDiffusion
 from rainlab.config import Preset, identity, override
 from rainlab.data import dataset
 from rainlab.files import write_json
-from rainlab.measure import metrics
+from rainlab.measure import features, metrics
 from rainlab.method.rain import RAIN, to_signed, to_uint8
 from rainlab.method.sampling import SolverStream, mirrored, stream
 from rainlab.training import losses, stages
@@ -78,21 +78,24 @@ REDUCED = ("psnr", "ssim", "psnr_fg", "ssim_fg")  # in these measures
 @dataclass(frozen=True)
 class HeldOut:
     """Test clips as arrays: reference uint8 ``(b, h, w, 3)``, the driven frames and their condition uint8
-    ``(b, f, h, w, 3)``, mask bool ``(b, f, h, w)`` or None."""
+    ``(b, f, h, w, 3)``; where they are known mask bool ``(b, f, h, w)``, flow ``(b, f-1, h, w, 2)`` and visible."""
 
     reference: np.ndarray
     frames: np.ndarray
     condition: np.ndarray
     mask: np.ndarray | None
+    flow: np.ndarray | None = None
+    visible: np.ndarray | None = None
 
 
 def held_out(preset: Preset, clips: int | None = None) -> HeldOut:
     """The test clips of a preset, or the first ``clips`` of them."""
     source, gap = dataset.clips_of(preset.data, "test"), preset.data.test_gap
     chosen = source[:clips]
-    mask = None if chosen[0].mask is None else np.stack([clip.mask[gap:] for clip in chosen])
-    frames, condition = (np.stack([getattr(clip, x)[gap:] for clip in chosen]) for x in ("frames", "condition"))
-    return HeldOut(np.stack([clip.frames[0] for clip in chosen]), frames, condition, mask)
+    names = ("frames", "condition", "mask", "flow", "visible")
+    there = [name for name in names if getattr(chosen[0], name) is not None]
+    driven = {name: np.stack([getattr(clip, name)[gap:] for clip in chosen]) for name in there}
+    return HeldOut(np.stack([clip.frames[0] for clip in chosen]), **{"mask": None} | driven)
 
 
 def generate(preset: Preset, method: str, held: HeldOut, model: RAIN | None = None) -> np.ndarray:
@@ -188,7 +191,9 @@ def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
     STANDING_STILL, OTHERS and SLOW also ``flicker``, the change in streams driven by one frozen pose for as many frames
     as a test clip has, ``flicker_border_ratio``, ``flicker_rhythm`` (:func:`rainlab.measure.metrics.rhythm` of a group,
     where four of them fit) and ``flicker_step``, the flicker step by step (label ``step``: index of the later frame).
-    The per-clip values stay in ``values.json``.
+    Where the exact flow is known ``warping_error`` and the truth's own ``true_warping``; of the studio ``id_studio``,
+    ``lpips_studio`` and ``fvd_studio`` (n: overlapping windows) of :mod:`rainlab.measure.features`. The per-clip values
+    stay in ``values.json``.
     """
     config, inputs = describe(preset, method)
     if not record:
@@ -229,8 +234,19 @@ def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
         for step in range(1, still.shape[1]):
             change = metrics.bootstrap(metrics.flicker(still[:, step - 1 : step + 1]))
             run.record("flicker_step", *change, metrics.PROTOCOL, method=method, step=step)
+    if held.flow is not None and held.frames.shape[1] > 1:
+        for name, film in {"warping_error": frames, "true_warping": held.frames}.items():
+            values[name] = metrics.warping_error(film, held.flow, held.visible)
     for name, value in values.items():
         run.record(name, *metrics.bootstrap(value), metrics.PROTOCOL, method=method)
+    if preset.data.source == "studio" and features.fits(preset.data.size):
+        for name, measure_of in {"id_studio": features.identity, "lpips_studio": features.perceptual}.items():
+            values[name] = measure_of(frames, held.frames)
+            run.record(name, *metrics.bootstrap(values[name]), features.PROTOCOL, method=method)
+        if held.frames.shape[1] >= features.WINDOW:
+            ours, theirs = (features.windows(x, 1) for x in (frames, held.frames))
+            distance = metrics.frechet(ours, theirs), None, None, len(ours)
+            run.record("fvd_studio", *distance, features.PROTOCOL, method=method)
     write_json(run.path / "values.json", {name: value.tolist() for name, value in values.items()})
     np.save(run.path / "frames.npy", frames)
     return run.finish()

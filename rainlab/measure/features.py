@@ -23,7 +23,6 @@ from rainlab import runs
 from rainlab.data.studio import body
 from rainlab.measure import metrics
 from rainlab.measure.degrade import DEGRADATIONS, degraded
-from rainlab.measure.published import frechet
 from rainlab.method.checkpoint import write_tensors
 from rainlab.training import weights
 
@@ -177,6 +176,11 @@ def load() -> Features:
 # -- measures --------------------------------------------------------------------------------------------------------
 
 
+def fits(size: tuple[int, int]) -> bool:
+    """Whether pictures of a size (h, w) can be brought to 64×48."""
+    return not any(n % m for n, m in zip(size, SIZE, strict=True))
+
+
 def _prepared(videos: np.ndarray) -> Tensor:
     """``(b, f, 3, 64, 48)`` in [0, 1]."""
     return metrics.smaller(videos, SIZE).permute(0, 1, 4, 2, 3)
@@ -219,7 +223,7 @@ def windows(videos: np.ndarray, stride: int = WINDOW) -> np.ndarray:
 
 def fvd(x: np.ndarray, y: np.ndarray, stride: int = WINDOW) -> float:
     """FVD-studio of two sets of uint8 videos ``(b, f, h, w, 3)``."""
-    return frechet(windows(x, stride), windows(y, stride))
+    return metrics.frechet(windows(x, stride), windows(y, stride))
 
 
 def null(record: bool = False, counts: tuple[int, ...] = (64, 128, 256, 512, 1024), draws: int = 10) -> runs.Run:
@@ -244,7 +248,7 @@ def null(record: bool = False, counts: tuple[int, ...] = (64, 128, 256, 512, 102
             for count in counts:
                 picks = [rng.permutation(len(against))[:count] for _ in range(draws)]
                 for name, rows in looked.items():
-                    found = np.array([frechet(rows[pick], against[pick]) for pick in picks])
+                    found = np.array([metrics.frechet(rows[pick], against[pick]) for pick in picks])
                     low, high = np.quantile(found, [0.025, 0.975])
                     run.record("fvd_studio", found.mean(), low, high, count, PROTOCOL, windows=count, what=name)
             run.finish()

@@ -98,6 +98,33 @@ def sharpness_error(x: Any, y: Any) -> np.ndarray:
     return abs(energy / truth - 1)
 
 
+def warping_error(x: Any, flow: np.ndarray, visible: np.ndarray) -> np.ndarray:
+    """Does a surface keep its colour as it moves? Mean |x[t] - x[t+1] where it has gone to| in grey levels: ``(b,)``.
+
+    Args:
+        flow: where a pixel of frame t goes until t+1, in pixels (x, y), ``(b, f-1, h, w, 2)``: the truth's, so that
+            frames which do not move as they should are told from those which do. visible: bool ``(b, f-1, h, w)``,
+            what is still seen there. Exact flow moves between pixels, so the truth has an error, too.
+    """
+    x, flow, visible = _videos(x), torch.as_tensor(flow), torch.as_tensor(visible)
+    _at_least_two_frames(x)
+    (b, f, h, w), sizes = x.shape[:4], (tuple(flow.shape), tuple(visible.shape))
+    if sizes != ((b, f - 1, h, w, 2), (b, f - 1, h, w)):
+        raise ValueError(f"flow, visible: got {sizes}, expected {((b, f - 1, h, w, 2), (b, f - 1, h, w))}")
+    if not visible.flatten(1).any(1).all():
+        raise ValueError("visible: got a clip without any visible pixel, expected some; leave it out")
+    y, column = torch.meshgrid(torch.arange(h), torch.arange(w), indexing="ij")
+    half = torch.tensor([w - 1, h - 1]) / 2
+
+    def error(clip: Tensor, moved: Tensor, seen: Tensor) -> Tensor:
+        there = (torch.stack([column, y], -1) + moved) / half - 1
+        later = clip[1:].permute(0, 3, 1, 2)
+        found = torch.nn.functional.grid_sample(later, there, padding_mode="border", align_corners=True)
+        return ((found.permute(0, 2, 3, 1) - clip[:-1]).abs().mean(-1) * seen).sum() / seen.sum()
+
+    return np.array([255 * float(error(_floats(a), b, c)) for a, b, c in zip(x, flow, visible, strict=True)])
+
+
 def evaluate(frames: Any, truth: Any, mask: Any = None) -> dict[str, np.ndarray]:
     """The measures of a video against its truth by name, ``(b,)`` each; what both share is worked out once.
 
@@ -161,6 +188,21 @@ def paired(values_a: Any, values_b: Any, samples: int = 2000, seed: int = 0) -> 
     if a.shape != b.shape:
         raise ValueError(f"got {a.shape} and {b.shape} values, expected one of each for the same clips in one order")
     return bootstrap(a - b, samples, seed)
+
+
+def frechet(x: np.ndarray, y: np.ndarray) -> float:
+    """Fréchet distance of two sets of features ``(n, d)``, each taken for a Gaussian (Heusel et al., 1706.08500).
+
+    Biased upwards, and the more so the fewer there are: compare sets of one size. ValueError for fewer than two.
+    """
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    if min(len(x), len(y)) < 2:
+        raise ValueError(f"features: got {len(x)} and {len(y)}, expected at least two of each")
+    values, vectors = np.linalg.eigh(np.cov(x, rowvar=False))
+    half = vectors * np.sqrt(values.clip(0)) @ vectors.T
+    cross = np.linalg.eigvalsh(half @ np.cov(y, rowvar=False) @ half)
+    spread = np.trace(np.cov(x, rowvar=False)) + np.trace(np.cov(y, rowvar=False)) - 2 * np.sqrt(cross.clip(0)).sum()
+    return float(np.square(x.mean(0) - y.mean(0)).sum() + spread)
 
 
 # -- arrays ----------------------------------------------------------------------------------------------------------

@@ -4,15 +4,14 @@ Files lie in the folder that the environment variable RAINLAB_WEIGHTS names (``w
 names none), torchvision's in torch's own cache. Nothing is downloaded. Where a network's file is missing its measures
 are left out, and :func:`found` says which are there.
 
-FVD and FID-VID as in :mod:`rainlab.measure.legacy`; LPIPS by torchmetrics in both its legacy and its correct range.
+FVD and FID-VID as in :mod:`rainlab.measure.legacy`; what packages bring is in :mod:`rainlab.measure.perception`.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,19 +20,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rainlab import runs
-from rainlab.config import Preset
 from rainlab.files import root
-from rainlab.measure import legacy, metrics
+from rainlab.measure import legacy
 from rainlab.training.weights import digest
 
-VERSION = 1
 FILES = {
     "i3d": ("i3d_pretrained_400.pt", "of DisCo's evaluation files, folder eval_fvd, into weights/"),
     "resnet3d": ("resnet-50-kinetics.pth", "of DisCo's evaluation files, folder eval_fvd, into weights/"),
+    "clip": ("clip-vit-base-patch32", "the folder of huggingface.co/openai/clip-vit-base-patch32, into weights/"),
     "vgg": ("vgg16-397923af.pth", "from download.pytorch.org/models into ~/.cache/torch/hub/checkpoints/"),
     "alex": ("alexnet-owt-7be5be79.pth", "from download.pytorch.org/models into ~/.cache/torch/hub/checkpoints/"),
-}
+    "inception": ("weights-inception-2015-12-05-6726825d.pth",
+                  "from github.com/toshas/torch-fidelity/releases into ~/.cache/torch/hub/checkpoints/"),
+    "raft": ("raft_large_C_T_SKHT_V2-ff5fadd5.pth",
+             "from download.pytorch.org/models into ~/.cache/torch/hub/checkpoints/"),
+}  # fmt: skip
 """Network -> its file's name, where it comes from and goes. Eight digits before the ending begin the file's sha256."""
 
 
@@ -47,7 +48,7 @@ def found() -> dict[str, Path]:
         stated = re.search(r"-([0-9a-f]{8})\.", name)
         folder = Path(torch.hub.get_dir(), "checkpoints") if stated else os.environ.get("RAINLAB_WEIGHTS")
         path = Path(folder or root() / "weights", name)
-        if path.is_file():
+        if path.exists():
             if stated and not (sha := digest(path)).startswith(stated[1]):
                 raise ValueError(f"{name}: got sha256 {sha}, expected {stated[1]}…: get it again, {where}")
             there[network] = path
@@ -191,21 +192,6 @@ def load(network: nn.Module, path: Path) -> nn.Module:
 # -- measures --------------------------------------------------------------------------------------------------------
 
 
-def frechet(x: np.ndarray, y: np.ndarray) -> float:
-    """Fréchet distance of two sets of features ``(n, d)``, each taken for a Gaussian (Heusel et al., 1706.08500).
-
-    Biased upwards, and the more so the fewer there are: compare sets of one size. ValueError for fewer than two.
-    """
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if min(len(x), len(y)) < 2:
-        raise ValueError(f"features: got {len(x)} and {len(y)}, expected at least two of each")
-    values, vectors = np.linalg.eigh(np.cov(x, rowvar=False))
-    half = vectors * np.sqrt(values.clip(0)) @ vectors.T
-    cross = np.linalg.eigvalsh(half @ np.cov(y, rowvar=False) @ half)
-    spread = np.trace(np.cov(x, rowvar=False)) + np.trace(np.cov(y, rowvar=False)) - 2 * np.sqrt(cross.clip(0)).sum()
-    return float(np.square(x.mean(0) - y.mean(0)).sum() + spread)
-
-
 def resized(frames: np.ndarray, size: int) -> np.ndarray:
     """Frames ``(f, h, w, 3)`` as float32 of ``size`` × ``size``, bicubic by Pillow, not rounded."""
     from PIL import Image
@@ -231,53 +217,3 @@ def window_features(network: nn.Module, prepare: Callable[[np.ndarray], Tensor],
     """Features of all legacy windows of clips ``(b, f, h, w, 3)``, each through a GIF: ``(n, d)``."""
     cut = [legacy.through_gif(window) for video in videos for window in legacy.windows(video)]
     return np.stack([network(prepare(window)[None])[0].numpy() for window in tqdm(cut, "windows", leave=False)])
-
-
-@torch.no_grad()
-def lpips(x: np.ndarray, y: np.ndarray, net: str = "vgg", legacy_range: bool = False) -> np.ndarray:
-    """LPIPS of byte videos, mean over frames: ``(b,)``; with the legacy range the network is fed [0, 1] for [-1, 1].
-
-    Raises FileNotFoundError if the file of ``net``, "vgg" or "alex", is not there.
-    """
-    from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
-
-    if net not in found():  # torchmetrics would download it
-        raise FileNotFoundError(f"LPIPS needs {' '.join(FILES[net])}")
-    measure = LearnedPerceptualImagePatchSimilarity(net, normalize=not legacy_range)
-
-    def value(*clips: np.ndarray) -> float:
-        measure.reset()
-        return float(measure(*(torch.from_numpy(clip).movedim(-1, 1).float() / 255 for clip in clips)))
-
-    return np.array([value(*clips) for clips in zip(x, y, strict=True)])
-
-
-def compare(preset: Preset, record: bool = False) -> runs.Run:
-    """The run that holds legacy.COMPARED methods in all published measures whose networks are there.
-
-    ``record`` as in :func:`evaluate.measure`. Metrics ``fvd``, ``fid_vid``, ``lpips_vgg``, ``lpips_alex`` (protocol of
-    :mod:`metrics`) and ``lpips_vgg_legacy``, label ``method``.
-
-    Raises FileNotFoundError, naming the files, if no network is there.
-    """
-    there = found()
-    if not there:
-        raise FileNotFoundError(f"no network for a published measure is there; get one:\n{missing()}")
-    sums = {network: digest(path) for network, path in there.items()}
-    return legacy.compared("published", VERSION, preset, partial(_measures, there), record, sums)
-
-
-def _measures(there: dict[str, Path], frames: np.ndarray, truth: np.ndarray) -> Iterator[legacy.Row]:
-    for name, network, kind, prepare in (
-        ("fvd", "i3d", I3D, i3d_input),
-        ("fid_vid", "resnet3d", ResNet3D, resnet3d_input),
-    ):
-        if network in there:
-            look = partial(window_features, load(kind(), there[network]), prepare)
-            ours, theirs = look(frames), look(truth)
-            yield name, (frechet(ours, theirs), None, None, len(ours)), legacy.PROTOCOL, {}
-    if "vgg" in there:
-        yield "lpips_vgg_legacy", metrics.bootstrap(lpips(frames, truth, "vgg", True)), legacy.PROTOCOL, {}
-    for net in ("vgg", "alex"):
-        if net in there:
-            yield f"lpips_{net}", metrics.bootstrap(lpips(frames, truth, net)), metrics.PROTOCOL, {}

@@ -70,6 +70,10 @@ COLUMNS = {
     "flicker": ("flicker ↓", 2),
     "flicker_border_ratio": ("border ratio ↓", 2),
     "flicker_rhythm": ("rhythm ↓", 2),
+    "warping_error": ("warping error ↓", 2),
+    "true_warping": ("true warping", 2),
+    "id_studio": ("ID-studio ↑", 3),
+    "lpips_studio": ("LPIPS-studio ↓", 3),
     "fvd_studio": ("FVD-studio ↓", 1),
     "true_motion": ("true motion", 2),
     "frames_per_second": ("frames/s ↑", 1),
@@ -108,7 +112,7 @@ def table1(preset: Preset, record: bool = False, slow: bool = False) -> Table:
     slow = {label: evaluate.recorded(preset, method) for method, label in evaluate.SLOW.items()}
     found |= {label: run.metrics() for label, run in slow.items() if run}
     measured = {row["metric"] for rows in found.values() for row in rows}
-    shown += tuple(name for name in COLUMNS if name.endswith("_64x48") and name in measured)
+    shown += tuple(name for name in COLUMNS if name.endswith(("_64x48", "_studio")) and name in measured)
     ours = [_measured(label, rows, shown) for label, rows in found.items()]
     more = tuple(COLUMNS[metric][0] for metric in shown[2:])
     return _frame([*_quality("Table 1", reported.TABLE1), *ours], (*reported.QUALITY[:2], *more, *reported.QUALITY[2:]))
@@ -153,8 +157,8 @@ def grid(preset: Preset, change: bool = False) -> Table:
     Raises FileNotFoundError, naming the command, if they are not recorded.
     """
     run = ablations.grid(preset)
-    shown = ("psnr", "ssim", "psnr_fg", "fvd_studio", "sharpness_error", "tde", "flicker", "flicker_border_ratio",
-             "flicker_rhythm")  # fmt: skip
+    shown = ("psnr", "ssim", "psnr_fg", "fvd_studio", "lpips_studio", "id_studio", "sharpness_error", "tde",
+             "warping_error", "flicker", "flicker_border_ratio", "flicker_rhythm")  # fmt: skip
     rows, count = [], f"{len(run.config['seeds'])} × {preset.data.test_clips}"
     for label, method in dict.fromkeys((row["variant"], row["method"]) for row in run.metrics()):
         own = [row for row in run.metrics() if (row["variant"], row["method"]) == (label, method)]
