@@ -26,7 +26,7 @@ from doit import get_var
 from rainlab import runs
 from rainlab.config import Preset, make_preset, override
 from rainlab.files import atomic_path
-from rainlab.measure import ablations, endless, evaluate, features, legacy
+from rainlab.measure import ablations, endless, evaluate, features, legacy, memory
 from rainlab.training import stages, weights
 
 SHOWN = "small"  # the preset of README, notebooks and tables: its weights and numbers come with the repository
@@ -206,13 +206,12 @@ def refresh(source: Path) -> None:
 
 
 def final(preset: Preset) -> set[str]:
-    """Ids of the runs behind a preset's tables and figures; ablations, timings, endless streams if they were made."""
+    """Ids of the runs behind a preset's tables and figures; of what takes long those that were made."""
     found = [stages.recorded(preset, stage) for stage in stages.STAGES]
-    found += [evaluate.measure(preset, method) for method in (*evaluate.METHODS, *evaluate.OTHERS)]
-    found += [run for method in evaluate.SLOW if (run := evaluate.recorded(preset, method))]
+    found += [evaluate.measure(preset, method) for method in evaluate.METHODS]
+    found += [run for method in (*evaluate.OTHERS, *evaluate.SLOW) if (run := evaluate.recorded(preset, method))]
     found += [evaluate.compare(preset), legacy.compare(preset)]
-    if several := ablations.recorded(preset):
-        found.append(several)
+    found += [run for made in (ablations.recorded, memory.recorded) if (run := made(preset))]
     for change in evaluate.ABLATIONS.values():
         variant = override(preset, change)
         if made := stages.recorded(variant, "distill3d"):

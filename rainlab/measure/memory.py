@@ -103,6 +103,14 @@ def memory(preset: Preset, record: bool = False) -> runs.Run:
     return run
 
 
+def recorded(preset: Preset) -> runs.Run | None:
+    """As :func:`memory`, but None where nothing is recorded."""
+    try:
+        return memory(preset)
+    except FileNotFoundError:
+        return None
+
+
 def _measured(preset: Preset, model: RAIN, pictures: list, strength: float) -> Iterator[tuple[str, np.ndarray]]:
     held, length = evaluate.held_out(preset, CLIPS), preset.data.test_frames
     around = preset.stream.window - preset.stream.window // preset.stream.groups

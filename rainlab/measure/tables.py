@@ -182,10 +182,15 @@ def differences(preset: Preset, record: bool = False) -> Table:
 
 
 def faster(preset: Preset, record: bool = False) -> Table:
-    """What the ways of :data:`evaluate.OTHERS` cost in quality, beside RAIN and copying; ``record`` as there."""
+    """What the ways of :data:`evaluate.OTHERS` cost in quality, as far as recorded, beside RAIN and copying.
+
+    ``record``: record them, as in :func:`evaluate.measure`.
+    """
     shown = ("psnr", "ssim", "psnr_fg", "sharpness_error", "tde", "flicker", "true_motion")
-    named = {name: evaluate.METHODS[name] for name in ("copy", "rain")} | evaluate.OTHERS
-    rows = [_measured(label, evaluate.measure(preset, name, record).metrics(), shown) for name, label in named.items()]
+    found = {evaluate.METHODS[name]: evaluate.measure(preset, name) for name in ("copy", "rain")}
+    for name, label in evaluate.OTHERS.items():
+        found[label] = evaluate.measure(preset, name, record=True) if record else evaluate.recorded(preset, name)
+    rows = [_measured(label, run.metrics(), shown) for label, run in found.items() if run]
     return _frame(rows, tuple(COLUMNS[metric][0] for metric in shown))
 
 
