@@ -7,8 +7,9 @@
     find("stage1", preset="tiny").value("loss")
 
 `runs/stage1-3f2a90c1d4/` then holds `config.json`, `metrics.json` (long format: one row per number) and
-`provenance.json` beside whatever the run saved. Final runs' three files are copied to `figures/runs/` and committed,
-so that notebooks find them in a fresh clone. Tables and figures read nothing else.
+`provenance.json` beside whatever the run saved. Final runs' three files, and `values.json` with what each clip scored,
+are copied to `figures/runs/` and committed, so that notebooks find them in a fresh clone. Tables and figures read
+nothing else.
 """
 
 import hashlib
@@ -24,6 +25,7 @@ from rainlab.files import atomic_path, plain, root, write_json
 from rainlab.provenance import code, made_with
 
 FILES = ("config.json", "metrics.json", "provenance.json")  # written in this order: the last one makes a run finished
+VALUES = "values.json"  # of a measurement: measure -> one value a clip
 
 
 def folder() -> Path:
@@ -206,12 +208,12 @@ def find(name: str, /, **config_filter: Any) -> Run | None:
 
 
 def publish(run: Run) -> Path:
-    """Copy the three JSON files of a finished run to `published()`, where they are committed; returns the folder."""
+    """Copy the JSON files of a finished run to `published()`, where they are committed; returns the folder."""
     if not run.finished:
         raise ValueError(f"run {run.id}: got an unfinished run, expected a finished one: call finish() first")
     target = published() / run.id
     if target != run.path:
-        for file in FILES:
+        for file in (*FILES, *([VALUES] if (run.path / VALUES).is_file() else [])):
             with atomic_path(target / file) as temporary:
                 shutil.copyfile(run.path / file, temporary)
     return target

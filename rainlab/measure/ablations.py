@@ -35,7 +35,7 @@ CHANGES = {
     "p = 8, N = 1 (p·N = 8)": {"stream.groups": 8},
     "N = 4 (p·N = 16)": {"stream.steps_per_group": 4},
 }
-SEEDS = (0, 1, 2)
+SEEDS = (0, 1)
 BEFORE = (BASE, "causal mask")  # measured before distillation, too
 MEASURES = ("psnr", "ssim", "psnr_fg", "tde", "sharpness_error", "flicker", "flicker_border_ratio", "flicker_rhythm",
             "warping_error", "id_studio", "lpips_studio")  # fmt: skip
@@ -113,7 +113,7 @@ def grid(preset: Preset, seeds: Sequence[int] = SEEDS, record: bool = False) -> 
     with run.lock():
         if run.finished:
             return run
-        saved = run.path / "values.json"
+        saved = run.path / "so_far.json"
         values = json.loads(saved.read_text("utf-8")) if saved.exists() else {}
         for label, seed, method in tqdm(_rows(seeds), "variants"):
             key = json.dumps([label, method, seed])
@@ -133,11 +133,13 @@ def recorded(preset: Preset) -> runs.Run | None:
 
 
 def _values(preset: Preset, method: str) -> dict[str, list[float]]:
-    """Per clip, and the one FVD-studio, of a variant; trained and measured if that is not done."""
-    for stage in stages.WINDOWED if method == "rain" else ("stage2",):
-        stages.finished(preset, stage)
-    run = evaluate.measure(preset, method, record=True)
-    found = json.loads((run.path / "values.json").read_text("utf-8"))
+    """Per clip, and the one FVD-studio, of a variant; trained and measured if that is not done, here or published."""
+    run = evaluate.recorded(preset, method)
+    if not run or not (run.path / runs.VALUES).is_file():
+        for stage in stages.WINDOWED if method == "rain" else ("stage2",):
+            stages.finished(preset, stage)
+        run = evaluate.measure(preset, method, record=True)
+    found = json.loads((run.path / runs.VALUES).read_text("utf-8"))
     known = {name: found[name] for name in MEASURES if name in found}
     return known | {"fvd_studio": [run.value("fvd_studio")["value"]]}
 

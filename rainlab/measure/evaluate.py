@@ -247,26 +247,33 @@ def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
             ours, theirs = (features.windows(x, 1) for x in (frames, held.frames))
             distance = metrics.frechet(ours, theirs), None, None, len(ours)
             run.record("fvd_studio", *distance, features.PROTOCOL, method=method)
-    write_json(run.path / "values.json", {name: value.tolist() for name, value in values.items()})
+    write_json(run.path / runs.VALUES, {name: value.tolist() for name, value in values.items()})
     np.save(run.path / "frames.npy", frames)
     return run.finish()
 
 
-PAIRS = (("rain", "copy"), ("rain", "wrong"), ("rain", "flat"), ("rain", "undistilled"))
+Pairs = tuple[tuple[str, str], ...]
+PAIRS: Pairs = (("rain", "copy"), ("rain", "wrong"), ("rain", "flat"), ("rain", "undistilled"))
+CENTRAL: Pairs = (("rain", "animate_anyone"), ("rain", "ddim"), ("ddim", "animate_anyone"))
+"""What the paper is about: its stream against its network undistilled, and against AnimateAnyone."""
 PAIRED = ("psnr", "ssim", "psnr_fg", "ssim_fg", "tde", "sharpness_error", "flicker")
 
 
-def compare(preset: Preset, record: bool = False) -> runs.Run:
-    """Paired differences between methods on the same clips (Table 1): metric ``<measure>``, labels a and b, a - b."""
-    inputs = {method: measure(preset, method, record).id for method in METHODS}
-    config = {"preset": preset.name, "pairs": [list(pair) for pair in PAIRS]}
+def compare(preset: Preset, record: bool = False, pairs: Pairs = PAIRS) -> runs.Run:
+    """Paired differences between methods on the same clips (Table 1): metric ``<measure>``, labels a and b, a - b.
+
+    ``record``: of methods in ``pairs`` what is not measured is measured; as in :func:`measure`.
+    """
+    methods = METHODS if pairs is PAIRS else dict.fromkeys(method for pair in pairs for method in pair)
+    inputs = {method: measure(preset, method, record).id for method in methods}
+    config = {"preset": preset.name, "pairs": [list(pair) for pair in pairs]}
     if not record:
         return runs.recorded(runs.run_id("compare", config, VERSION, inputs), preset.name)
     run = runs.open_run("compare", config, VERSION, inputs)
     if not run.finished:
-        files = {method: runs.get(id).path / "values.json" for method, id in inputs.items()}
+        files = {method: runs.get(id).path / runs.VALUES for method, id in inputs.items()}
         values = {method: json.loads(file.read_text("utf-8")) for method, file in files.items()}
-        for a, b in PAIRS:
+        for a, b in pairs:
             for name in PAIRED:
                 if name in values[a] and name in values[b]:
                     run.record(name, *metrics.paired(values[a][name], values[b][name]), metrics.PROTOCOL, a=a, b=b)

@@ -8,11 +8,23 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from rainlab import runs
 from rainlab.config import Preset
 from rainlab.files import atomic_path
-from rainlab.measure import ablations, bench, evaluate, reported, tables
+from rainlab.measure import ablations, bench, evaluate, latency, reported, tables
 from rainlab.measure.tables import Table
 from rainlab.training import stages, weights
+
+ORIGINS = (
+    "A run's folder holds what determined it (`config.json`: the clips' numbers, the weights' hash), its numbers, "
+    "what each clip scored (`values.json`), versions and machine (`provenance.json`). The command measures it again."
+)
+CENTRAL = (
+    "All of one stage 1. AnimateAnyone: a stage 2 of its own, with one noise level for all frames of a window, then 20 "
+    "DDIM steps with classifier-free guidance (RAIN's ω) over windows of K frames that overlap by 4, the whole clip "
+    "known from the start. RAIN before distillation: 20 guided DDIM steps down the stairs. Below: paired differences "
+    "on the same clips."
+)
 
 
 def _all(preset: Preset, ablated: Preset) -> dict[str, Table]:
@@ -40,6 +52,12 @@ def results(preset: Preset, ablated: Preset) -> str:
     for name, table in _all(preset, ablated).items():
         title, _, note = tables.NOTES[name].partition(". ")
         parts += [f"## {title}", note, _markdown(table)]
+    central = {"animate_anyone", "ddim"}
+    for which in (preset, ablated):
+        if all(evaluate.recorded(which, method) for method in central):
+            parts += [f"## Against AnimateAnyone, preset {which.name}", CENTRAL, _markdown(tables.table1(which))]
+            parts += [_markdown(tables.differences(which, pairs=evaluate.CENTRAL))]
+            break
     if ablations.recorded(ablated):
         parts += ["## Table 3, several trainings each", tables.GRID, _markdown(tables.grid(ablated))]
         parts += ["## The same against K = 16, p = 4, N = 1", _markdown(tables.grid(ablated, change=True))]
@@ -48,7 +66,37 @@ def results(preset: Preset, ablated: Preset) -> str:
     note = "On the same clips; an interval that leaves out 0 is more than chance over clips. Flicker: a frozen pose."
     parts += ["## Paired differences", note, _markdown(tables.differences(preset))]
     parts += [tables.verdict(preset, "rain", other) for other in ("undistilled", "flat")]
+    parts += ["## Where a number is from", ORIGINS, _rows(origins(preset, ablated))]
     return "\n\n".join(parts)
+
+
+def origins(preset: Preset, ablated: Preset) -> list[dict[str, str]]:
+    """For each measured row of the tables the run, the weights it looked at, seed, commit, and the command for it."""
+    rows = []
+
+    def add(which: Preset, label: str, run: runs.Run | None, job: str) -> None:
+        if run:
+            notes = json.loads((run.path / "provenance.json").read_text("utf-8"))
+            mode = "measured" if which.name == preset.name else "yes"
+            rows.append({
+                "row": label, "preset": which.name, "run": f"[{run.id}](runs/{run.id})",
+                "weights": run.inputs.get("model", tables.NOTHING), "seeds": str(run.config.get("seeds", 0)),
+                "commit": (notes["commit"] or tables.NOTHING)[:7],
+                "command": f"`python -m doit preset={which.name} record={mode} {job}`",
+            })  # fmt: skip
+
+    jobs = {"job:table1": evaluate.METHODS, "full=yes job:table1": evaluate.SLOW}
+    jobs["full=yes job:table2"] = evaluate.OTHERS
+    for which in (preset, ablated):
+        for job, methods in jobs.items():
+            for method, label in methods.items():
+                add(which, label, evaluate.recorded(which, method), job)
+    for label, run in list(evaluate.ablations(ablated).items())[1:]:
+        add(ablated, label, run, "job:ablations")
+    add(ablated, "several trainings", ablations.recorded(ablated), "full=yes job:ablations")
+    add(preset, "speed", bench.speed(preset), "job:table2")
+    add(preset, "motion to photon", latency.latency(preset), "full=yes job:table2")
+    return rows
 
 
 def long(preset: Preset, ablated: Preset) -> dict[str, Table]:

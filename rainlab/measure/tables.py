@@ -170,14 +170,14 @@ def grid(preset: Preset, change: bool = False) -> Table:
     return _frame(rows, tuple(COLUMNS[metric][0] for metric in shown))
 
 
-def differences(preset: Preset, record: bool = False) -> Table:
+def differences(preset: Preset, record: bool = False, pairs: evaluate.Pairs = evaluate.PAIRS) -> Table:
     """Paired differences between methods on the same clips, from :func:`evaluate.compare`."""
-    shown = evaluate.PAIRED
-    found = evaluate.compare(preset, record).metrics()
+    shown, names = evaluate.PAIRED, evaluate.METHODS | evaluate.SLOW
+    found = evaluate.compare(preset, record, pairs).metrics()
     rows = []
-    for a, b in evaluate.PAIRS:
+    for a, b in pairs:
         pair = [row for row in found if (row["a"], row["b"]) == (a, b)]
-        rows.append(_measured(f"{evaluate.METHODS[a]} − {evaluate.METHODS[b]}", pair, shown))
+        rows.append(_measured(f"{names[a]} − {names[b]}", pair, shown))
     return _frame(rows, tuple(COLUMNS[metric][0] for metric in shown))
 
 
