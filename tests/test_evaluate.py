@@ -12,7 +12,7 @@ from rainlab import runs
 from rainlab.baselines import animate_anyone
 from rainlab.config import override
 from rainlab.data.clips import StudioClips
-from rainlab.measure import evaluate, metrics
+from rainlab.measure import evaluate, metrics, v_loss
 from rainlab.method import sampling
 from rainlab.method.stream import Stream
 from rainlab.training import losses, stages
@@ -228,7 +228,7 @@ def test_motion_gain_is_the_held_out_loss_of_stage_2_and_of_stage_1():
     config = micro.micro(loss__condition_dropout=1.0)
     micro.write_weights(config)
     data = stages.Training(config, "stage2").data(split="test")
-    for stage, found in zip(("stage2", "stage1"), evaluate.motion_gain(config, repeats=1), strict=True):
+    for stage, found in zip(("stage2", "stage1"), v_loss.motion_gain(config, repeats=1), strict=True):
         loss = losses.sample_losses(stages.trained(config, stage), config, losses.staircase_times, dropout=0.0)
         assert found.shape == (CONFIG.data.test_clips,)
-        np.testing.assert_allclose(found, evaluate.held_out_loss(loss, data, 8, True, repeats=1), rtol=1e-5)
+        np.testing.assert_allclose(found, v_loss.held_out_loss(loss, data, 8, True, repeats=1), rtol=1e-5)

@@ -6,7 +6,7 @@ import torch
 from goldens import worst
 
 from rainlab.data.dataset import Draw
-from rainlab.measure import evaluate
+from rainlab.measure import v_loss
 from rainlab.method import schedule
 from rainlab.method.unet import temporal_mask
 from rainlab.training import losses
@@ -141,4 +141,4 @@ def test_the_held_out_loss_is_the_mean_over_draws_clip_by_clip():
         for sample in range(6):
             alone = per_sample(data.batch(0, repeat, [sample], 6, 3, False), Draw(0, repeat, [sample]))
             expected[data.clip_at(0, repeat, sample, 6)] += alone.item() / 2
-    assert worst(evaluate.held_out_loss(per_sample, data, 3, False, repeats=2), expected) < 1e-5
+    assert worst(v_loss.held_out_loss(per_sample, data, 3, False, repeats=2), expected) < 1e-5

@@ -9,6 +9,7 @@ import pytest
 from rainlab import runs
 from rainlab.config import override
 from rainlab.measure import ablations, bench, evaluate, latency, pages, reported, tables
+from rainlab.training import stages
 
 CONFIG = micro.micro(stream__window=16)
 NUMBERS = {"psnr": 21.0, "ssim": 0.75, "psnr_fg": 18.0, "ssim_fg": 0.6, "tde": 3.0, "flicker": 2.0}
@@ -178,6 +179,17 @@ def test_numbers_are_written_one_a_row_with_their_run(tmp_path):
         text = (tmp_path / f"{name}.tex").read_text("utf-8")
         assert text.startswith(r"\begin{tabular}") and text.count(r"\\") == len(table) + 1
     assert (tmp_path / "RESULTS.md").read_text("utf-8") == pages.results(CONFIG, CONFIG) + "\n"
+
+
+def test_every_row_says_its_run_its_weights_and_the_command_for_it(several):
+    rows = {row["row"]: row for row in reversed(pages.origins(CONFIG, CONFIG))}
+    assert {*evaluate.METHODS.values(), *evaluate.OTHERS.values(), "K = 8", "several trainings", "speed"} < rows.keys()
+    own = rows["RAIN, wrong reference"]
+    assert own["run"].startswith(f"[{evaluate.measure(CONFIG, 'wrong').id}](runs/") and own["seeds"] == "0"
+    assert own["weights"] == stages.run_id(CONFIG, "distill3d") and len(own["commit"]) in (1, 7)
+    assert own["command"] == f"`python -m doit preset={CONFIG.name} record=measured job:table1`"
+    assert rows["several trainings"]["seeds"] == str(list(ablations.SEEDS))
+    assert f"| RAIN in bf16 | {CONFIG.name} | [evaluate-" in pages.results(CONFIG, CONFIG)
 
 
 def test_differences_are_named_and_hold_what_was_compared():
