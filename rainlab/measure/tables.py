@@ -74,7 +74,7 @@ COLUMNS = {
     "true_warping": ("true warping", 2),
     "id_studio": ("ID-studio ↑", 3),
     "lpips_studio": ("LPIPS-studio ↓", 3),
-    "fvd_studio": ("FVD-studio ↓", 1),
+    "fvd_studio": ("FVD-studio ↓", 3),
     "true_motion": ("true motion", 2),
     "frames_per_second": ("frames/s ↑", 1),
     "speed": ("× DDIM ↑", 2),
