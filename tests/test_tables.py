@@ -128,12 +128,12 @@ def test_the_grid_tells_means_over_trainings_and_how_each_differs(several, tmp_p
     _, table = split(tables.grid(CONFIG))
     assert list(table.index[:2]) == [ablations.BASE, f"{ablations.BASE}, before distillation"]
     assert set(ablations.CHANGES) < set(table.index) and len(table) == len(ablations.CHANGES) + len(ablations.BEFORE)
-    assert table.loc["K = 8", ["PSNR ↑", "n"]].tolist() == ["22.00 [21.00, 23.00]", "2 × 2"]
+    assert table.loc["K = 8", ["PSNR ↑", "n"]].tolist() == ["22.00 [21.00, 23.00]", "1 × 2"]
     _, change = split(tables.grid(CONFIG, change=True))
     assert change.loc["K = 8", "PSNR ↑"] == "2.50 [2.00, 3.00]" and ablations.BASE not in change.index
     pages.save_all(tmp_path, CONFIG, CONFIG)
     rows = pd.read_csv(tmp_path / "table3.csv").set_index(["method", "source", "metric"])
-    row = rows.loc[("K = 8", "measured here, several trainings", "psnr")]
+    row = rows.loc[("K = 8", "measured here, all variants", "psnr")]
     assert row[["value", "run"]].tolist() == [22.0, several.id]
     assert "| K = 8 | measured here | 22.00 [21.00, 23.00]" in (tmp_path / "RESULTS.md").read_text("utf-8")
 
@@ -183,12 +183,12 @@ def test_numbers_are_written_one_a_row_with_their_run(tmp_path):
 
 def test_every_row_says_its_run_its_weights_and_the_command_for_it(several):
     rows = {row["row"]: row for row in reversed(pages.origins(CONFIG, CONFIG))}
-    assert {*evaluate.METHODS.values(), *evaluate.OTHERS.values(), "K = 8", "several trainings", "speed"} < rows.keys()
+    assert {*evaluate.METHODS.values(), *evaluate.OTHERS.values(), "K = 8", "all variants", "speed"} < rows.keys()
     own = rows["RAIN, wrong reference"]
     assert own["run"].startswith(f"[{evaluate.measure(CONFIG, 'wrong').id}](runs/") and own["seeds"] == "0"
     assert own["weights"] == stages.run_id(CONFIG, "distill3d") and len(own["commit"]) in (1, 7)
     assert own["command"] == f"`python -m doit preset={CONFIG.name} record=measured job:table1`"
-    assert rows["several trainings"]["seeds"] == str(list(ablations.SEEDS))
+    assert rows["all variants"]["seeds"] == str(list(ablations.SEEDS))
     assert f"| RAIN in bf16 | {CONFIG.name} | [evaluate-" in pages.results(CONFIG, CONFIG)
 
 

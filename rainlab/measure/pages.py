@@ -59,7 +59,7 @@ def results(preset: Preset, ablated: Preset) -> str:
             parts += [_markdown(tables.differences(which, pairs=evaluate.CENTRAL))]
             break
     if ablations.recorded(ablated):
-        parts += ["## Table 3, several trainings each", tables.GRID, _markdown(tables.grid(ablated))]
+        parts += ["## Table 3, more variants", tables.GRID, _markdown(tables.grid(ablated))]
         parts += ["## The same against K = 16, p = 4, N = 1", _markdown(tables.grid(ablated, change=True))]
     parts += ["## Faster ways, same weights", tables.FASTER, _markdown(tables.faster(preset))]
     parts += ["## Motion to photon", tables.LATE, _markdown(tables.delays(preset))]
@@ -93,7 +93,7 @@ def origins(preset: Preset, ablated: Preset) -> list[dict[str, str]]:
                 add(which, label, evaluate.recorded(which, method), job)
     for label, run in list(evaluate.ablations(ablated).items())[1:]:
         add(ablated, label, run, "job:ablations")
-    add(ablated, "several trainings", ablations.recorded(ablated), "full=yes job:ablations")
+    add(ablated, "all variants", ablations.recorded(ablated), "full=yes job:ablations")
     add(preset, "speed", bench.speed(preset), "job:table2")
     add(preset, "motion to photon", latency.latency(preset), "full=yes job:table2")
     return rows
@@ -121,7 +121,7 @@ def long(preset: Preset, ablated: Preset) -> dict[str, Table]:
             single = [row for row in run.metrics() if not row.keys() & {"step", "stretch"}]
             rows[name] += [row | about | {"method": label or row["contender"]} for row in single]
     if several := ablations.recorded(ablated):
-        about = {"source": "measured here, several trainings", "run": several.id}
+        about = {"source": "measured here, all variants", "run": several.id}
         both = [row for row in several.metrics() if row.get("seed", "all") == "all"]
         rows["table3"] += [row | about | {"method": tables.named(row["variant"], row["method"])} for row in both]
     columns = ["method", "source", "metric", "value", "ci_low", "ci_high", "n", "protocol", "run"]

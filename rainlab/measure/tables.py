@@ -152,7 +152,7 @@ def named(variant: str, method: str) -> str:
 
 
 def grid(preset: Preset, change: bool = False) -> Table:
-    """All variants of :mod:`rainlab.measure.ablations`, several trainings each, or how each differs from the base.
+    """All variants of :mod:`rainlab.measure.ablations`, or how each differs from the base.
 
     Raises FileNotFoundError, naming the command, if they are not recorded.
     """
