@@ -212,8 +212,9 @@ def final(preset: Preset) -> set[str]:
     found += [run for method in (*evaluate.OTHERS, *evaluate.SLOW) if (run := evaluate.recorded(preset, method))]
     found += [evaluate.compare(preset), legacy.compare(preset)]
     found += [run for made in (ablations.recorded, memory.recorded) if (run := made(preset))]
-    if several := ablations.recorded(preset):  # with what each clip scored in each training
-        found += [runs.get(id) for id in several.inputs.values() if id.startswith("evaluate-")]
+    found += [run for several in ablations.again(preset).values() for run in several]
+    if grid := ablations.recorded(preset):
+        found += [runs.get(id) for id in grid.inputs.values() if id.startswith("evaluate-")]
     if all(evaluate.recorded(preset, method) for method in evaluate.SLOW):
         found.append(evaluate.compare(preset, pairs=evaluate.CENTRAL))
     for change in evaluate.ABLATIONS.values():

@@ -124,6 +124,12 @@ def grid(preset: Preset, seeds: Sequence[int] = SEEDS, record: bool = False) -> 
         return run.finish()
 
 
+def again(preset: Preset, seeds: Sequence[int] = (0, 1, 2)) -> dict[str, list[runs.Run]]:
+    """Variant -> its recorded measurements by method "rain", one for each training there was."""
+    found = {label: [evaluate.recorded(variant(preset, label, seed), "rain") for seed in seeds] for label in CHANGES}
+    return {label: [run for run in several if run] for label, several in found.items()}
+
+
 def recorded(preset: Preset) -> runs.Run | None:
     """As :func:`grid`, but None where nothing is recorded."""
     try:
