@@ -93,4 +93,5 @@ def test_an_interval_over_seeds_and_clips_holds_both():
     clips, seeds = rng.normal(size=(1, 64)), np.array([[-1.0], [0.0], [1.0]])
     narrow, wide = (ablations.over_seeds(np.broadcast_to(x, (3, 64))) for x in (clips, clips + seeds))
     assert wide.value == pytest.approx(narrow.value) and wide.n == 64
+    assert ablations.over_seeds(np.array([[0.5]])) == (0.5, None, None, 1)
     assert wide.ci_high - wide.ci_low > 2 * (narrow.ci_high - narrow.ci_low)

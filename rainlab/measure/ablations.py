@@ -170,8 +170,10 @@ def _record(run: runs.Run, values: dict[tuple[str, str, int], dict[str, list[flo
 def over_seeds(values: np.ndarray, samples: int = 2000) -> metrics.Estimate:
     """Mean of ``(seeds, clips)`` with the 95 % interval where both are drawn anew; n is the number of clips.
 
-    A few seeds tell little about others: the interval is the least that is to be doubted.
+    A few seeds tell little about others: the interval is the least that is to be doubted. One number has none.
     """
+    if values.size == 1:
+        return metrics.Estimate(float(values), None, None, 1)
     rng, (s, c) = np.random.default_rng(0), values.shape
     seeds, clips = rng.integers(s, size=(samples, s, 1)), rng.integers(c, size=(samples, 1, c))
     low, high = np.percentile(values[seeds, clips].mean((1, 2)), [2.5, 97.5])

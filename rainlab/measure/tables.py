@@ -41,7 +41,7 @@ NOTES = {
 GRID = (
     "One factor at a time around K = 16, p = 4, N = 1; all variants on the same stage 1 and 2D distillation. Mean over "
     "trainings and clips, 95 % interval of both drawn anew; n: trainings × clips. FVD-studio: Fréchet distance to the "
-    "truth of all windows of 16 frames, in features of a small motion network; its interval is over trainings alone. "
+    "truth of all windows of 16 frames, in features of a small motion network; it has an interval over trainings only. "
     "Border ratio: flicker from group to group over that inside groups. Rhythm: power of the flicker every K/p frames "
     "over that at any rate, 1 is none."
 )
