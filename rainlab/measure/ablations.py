@@ -173,7 +173,7 @@ def over_seeds(values: np.ndarray, samples: int = 2000) -> metrics.Estimate:
     A few seeds tell little about others: the interval is the least that is to be doubted. One number has none.
     """
     if values.size == 1:
-        return metrics.Estimate(float(values), None, None, 1)
+        return metrics.Estimate(values.item(), None, None, 1)
     rng, (s, c) = np.random.default_rng(0), values.shape
     seeds, clips = rng.integers(s, size=(samples, s, 1)), rng.integers(c, size=(samples, 1, c))
     low, high = np.percentile(values[seeds, clips].mean((1, 2)), [2.5, 97.5])
