@@ -129,10 +129,11 @@ def test_studio_and_manifest_read_alike(tmp_path):
     """Training does not care where clips come from."""
     from rainlab.data.clips import write_studio
 
-    config = micro.micro(data__width=32, data__fps=6.0)  # h264 wants even sizes, the studio any
+    like = {"data__width": 32, "data__facing": False}  # h264 wants even sizes; a manifest knows of no facing
+    config = micro.micro(data__fps=6.0, **like)
     cfg = config.data
     manifest = write_studio(tmp_path, "train", cfg.clips, cfg.frames, cfg.size, cfg.fps)
-    real = micro.micro(data__width=32, data__source=str(manifest)).data
+    real = micro.micro(data__source=str(manifest), **like).data
     sources = [dataset.clips_of(c, "train") for c in (cfg, real)]
     assert [source[0].fps for source in sources] == [6.0, 6.0]
     batches = []

@@ -33,7 +33,7 @@ TOP_LEVEL |= {"README.md", "Makefile", "dodo.py", "LICENSE", "CITATION.cff", ".c
 CORE = {"torch", "numpy", "einops", "safetensors", "tqdm"}
 ALSO_AT_TOP = {"plot.py": {"matplotlib"}, "staircase.py": {"matplotlib"}, "figures.py": {"matplotlib", "PIL"}}
 ALSO_AT_TOP["widgets.py"] = {"anywidget", "ipywidgets", "traitlets", "PIL"}
-PINNED = ("dev", "export", "fp8", "rtx")  # the extras that environment.yml installs
+PINNED = ("dev", "export", "fid", "fp8", "rtx")  # the extras that environment.yml installs
 
 
 def requirements(*extras):
