@@ -20,7 +20,7 @@ from rainlab.training import loop, losses
 from rainlab.training.parameters import trainable
 
 CONFIG = micro.micro()
-LOOP = CONFIG.stage1
+LOOP = replace(CONFIG.stage1, optimizer="adamw")
 
 
 def begin(cfg=LOOP, stage="stage1", seed=0):

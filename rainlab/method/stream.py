@@ -165,8 +165,11 @@ class Stream:
             size = tuple(given[-1].shape[1:3])
         looks = [self.model.look(to_signed(picture).to(self.dtype)) for picture in given]
         self._size = size
-        bank = {name: torch.cat([each[name] for each, _ in looks], 1) for name in looks[0][0]}
-        self.set_bank(bank, torch.stack([context for _, context in looks]).mean(0))
+        bank, context = looks[0]
+        if len(looks) > 1:  # one alone stays as it was computed, to the bit
+            bank = {name: torch.cat([each[name] for each, _ in looks], 1) for name in bank}
+            context = torch.stack([each for _, each in looks]).mean(0)
+        self.set_bank(bank, context)
 
     def set_bank(self, bank: dict[str, Tensor], context: Tensor) -> None:
         """Use a bank ``{name: (b, h·w, c)}`` and context ``(b, n, d)`` computed elsewhere, of pictures that size.
