@@ -209,13 +209,13 @@ def final(preset: Preset) -> set[str]:
     """Ids of the runs behind a preset's tables and figures; of what takes long those that were made."""
     found = [stages.recorded(preset, stage) for stage in stages.STAGES]
     found += [evaluate.measure(preset, method) for method in evaluate.METHODS]
-    found += [run for method in (*evaluate.OTHERS, *evaluate.SLOW) if (run := evaluate.recorded(preset, method))]
+    found += [runs.existing(evaluate.measure, preset, method) for method in (*evaluate.OTHERS, *evaluate.SLOW)]
     found += [evaluate.compare(preset), legacy.compare(preset)]
-    found += [run for made in (ablations.recorded, memory.recorded) if (run := made(preset))]
+    found += [runs.existing(made, preset) for made in (ablations.grid, memory.memory)]
     found += [run for several in ablations.again(preset).values() for run in several]
-    if grid := ablations.recorded(preset):
+    if grid := runs.existing(ablations.grid, preset):
         found += [runs.get(id) for id in grid.inputs.values() if id.startswith("evaluate-")]
-    if all(evaluate.recorded(preset, method) for method in evaluate.SLOW):
+    if all(runs.existing(evaluate.measure, preset, method) for method in evaluate.SLOW):
         found.append(evaluate.compare(preset, pairs=evaluate.CENTRAL))
     for change in evaluate.ABLATIONS.values():
         variant = override(preset, change)
@@ -224,7 +224,7 @@ def final(preset: Preset) -> set[str]:
     found += [run for name in ("speed", "latency") if (run := runs.find(name, preset=preset.name))]
     if runs.find("endless", preset=preset.name):
         found += [endless.long_run(preset, fed_back=fed_back) for fed_back in (False, True)]
-    return {run.id for run in found}
+    return {run.id for run in found if run}
 
 
 def task_publish():

@@ -139,6 +139,7 @@ class StageConfig:
     matrix_rate: float = added(0.01)  # Muon's learning rate at the height of the schedule
     momentum: float = added(0.95)  # Muon's
     times: str = added("staircase")  # of stage 2: RAIN's; or "uniform", one level for a window: AnimateAnyone's
+    own_history: float = added(0.0)  # of 3D distillation: share of steps that go on from what the student itself made
     bf16: bool = added(False)  # networks in bf16 on a processor that has it; GPUs always compute so
 
 
@@ -164,6 +165,21 @@ class StreamConfig:
     guidance: float = 2.0
     causal: bool = False  # no frame sees a later one: the ablation of section 5.4
     cross_level: bool = added(True)  # frames see those at other noise levels: RAIN's idea; False takes it away
+    sink: bool = added(False)  # the first group that came out stays in sight behind the window (Rolling Forcing)
+
+    def __post_init__(self) -> None:
+        if self.sink and (self.causal or not self.cross_level):
+            raise ValueError("sink: got it with a mask (causal, or no cross_level), expected one of them at a time")
+
+    @property
+    def group_size(self) -> int:
+        """K/p, the frames that come out together."""
+        return self.window // self.groups
+
+    @property
+    def sink_frames(self) -> int:
+        """How many clean frames stand behind the window."""
+        return self.group_size if self.sink else 0
 
 
 @dataclass(frozen=True)

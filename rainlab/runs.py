@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -180,6 +181,14 @@ def recorded(id: str, preset: str) -> Run:
         return get(id)
     except FileNotFoundError as error:
         raise nothing_recorded(id, preset) from error
+
+
+def existing(make: Callable[..., Run], *given: Any) -> Run | None:
+    """What ``make(*given)`` finds recorded, or None where it says that nothing is."""
+    try:
+        return make(*given)
+    except FileNotFoundError:
+        return None
 
 
 def nothing_recorded(what: str, preset: str) -> FileNotFoundError:

@@ -46,6 +46,8 @@ def test_overrides():
         ({"stage1": 7}, ValueError, "single value"),
         ({"stage1.steps": "7"}, TypeError, "expected a int"),
         ({"stream.causal": 1}, TypeError, "expected a bool"),
+        ({"stream.sink": True, "stream.causal": True}, ValueError, "sink: got it with a mask"),
+        ({"stream.sink": True, "stream.cross_level": False}, ValueError, "sink: got it with a mask"),
     ],
 )
 def test_wrong_overrides_are_errors(overrides, error, message):

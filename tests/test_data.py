@@ -76,6 +76,20 @@ def test_the_frame_that_faces_the_camera_is_the_reference():
         clips.batch(0, 0, range(2), 2, 10, True)
 
 
+def test_a_sink_is_from_elsewhere_in_the_clip():
+    clips, seen = micro.training_set(micro.micro()), set()
+    for step in range(40):
+        alone, batch = (clips.batch(0, step, range(2), 2, 4, True, sink) for sink in (0, 2))
+        assert torch.equal(batch.latents[:, :4], alone.latents) and torch.equal(batch.condition[:, :4], alone.condition)
+        _, conditions = clips.take(clips.clip_at(0, step, 0, 2))
+        at = [int(np.flatnonzero((conditions == c.numpy()).all((1, 2, 3)))[0]) for c in batch.condition[0]]
+        assert len(set(at)) == 6 and at[5] == at[4] + 1
+        seen.add(at[4] > at[0])
+    assert seen == {False, True}
+    with pytest.raises(ValueError, match="clips of 10 frames: got 11 asked for"):
+        clips.batch(0, 0, range(2), 2, 8, True, 2)
+
+
 class Breaks(list):
     """Clips that stop working half-way."""
 

@@ -66,6 +66,32 @@ def test_the_loss_is_equation_five(motion, times):
     assert loss.item() == pytest.approx(((error**2 + 1e-6).sqrt() - 1e-3).mean().item(), rel=1e-5)
 
 
+def test_with_its_own_history_the_student_goes_on_from_what_the_target_made():
+    """Noise of a tick earlier, one jump to clean frames, and these noised to now; the rest is equation 5 as before."""
+    student, teacher, target = parts(motion=True)
+    batch = micro.training_set(CONFIG).batch(0, 0, range(2), 2, 8, True)
+    inputs, v = [], torch.zeros_like(batch.latents)
+    teacher.forward = lambda x, t, *given, **kw: inputs.append((x, t)) or torch.cat([v, v])
+    given = student, teacher, target, CONFIG, distill.solver_staircase
+    for share in (0.0, 1.0):
+        distill.consistency_loss(*given, own_history=share)(batch, Draw(0, 0, range(2)))
+
+    draw, x, mask = Draw(0, 0, range(2)), batch.latents, torch.ones(8, 8).tril().bool()
+    t = distill.solver_staircase(draw, 8, CONFIG)
+    noise, strength = draw.normal(*x.shape[1:]), 1 + 3 * draw.uniform()
+    draw.uniform()
+    before = (t + 250).clamp(max=1000)
+    further = schedule.add_noise(x, draw.normal(*x.shape[1:]), before - 1)
+    bank, context = student.look(distill.to_signed(batch.reference), batch.reference_latents)
+    pose = student.pose_guider(distill.to_unit(batch.condition))
+    made = target(further, before - 1, context, pose, guidance_embedding(strength, 16), bank, mask)
+    made = schedule.consistency(further, made, before - 1)
+    for clean, (noisy, times) in zip((x, made), inputs, strict=True):
+        assert torch.equal(times[:2], t - 1)
+        assert worst(noisy[:2], schedule.add_noise(clean, noise, t - 1)) < 1e-5
+    assert worst(inputs[0][0], inputs[1][0]) > 0.1
+
+
 def test_gradients_reach_the_student_alone():
     student, teacher, target = parts(motion=True)
     student.denoising_unet.requires_grad_(True)

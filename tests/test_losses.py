@@ -118,6 +118,24 @@ def test_the_denoising_network_sees_the_reference_through_token_and_bank_and_the
     assert torch.equal(seen["mask"], temporal_mask(config.stream, 8)) and not seen["mask"].all()
 
 
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_a_sink_is_clean_seen_and_never_painted(share, monkeypatch):
+    """Its noise level is the lowest, its own error does not count, and without it the window is as it was."""
+    monkeypatch.setattr(losses, "NO_SINK", share)
+    config = micro.micro(stream__sink=True, stream__window=4, stream__groups=2)
+    model, batch = micro.model(config, guidance=False), micro.training_set(config).batch(0, 0, range(2), 2, 4, True, 2)
+    loss = losses.sample_losses(model, config, losses.staircase_times, dropout=0.0)
+    seen, forward = [], model.denoising_unet.forward
+    model.denoising_unet.forward = lambda x, t, *given, **kw: seen.append(t) or forward(x, t, *given, **kw)
+    own = loss(batch, Draw(0, 0, range(2)))
+    batch.condition[:, 4:] = 255 - batch.condition[:, 4:]
+    other = loss(batch, Draw(0, 0, range(2)))
+    assert seen[0].shape == (2, 4 if share else 6) and not seen[0][:, 4:].any() and seen[0][:, :4].all()
+    assert (own == other).all() if share else (own != other).all()
+    model.denoising_unet.forward = lambda x, *given, **kw: torch.cat([forward(x, *given, **kw)[:, :4], 9 * x[:, 4:]], 1)
+    assert torch.equal(loss(batch, Draw(0, 0, range(2))), other)
+
+
 def test_stage_one_has_a_gradient_for_all_of_its_networks():
     model, batch = networks()
     losses.denoising_loss(model, CONFIG, losses.uniform_times)(batch, Draw(0, 0, range(2))).backward()

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rainlab.config import StreamConfig
-from rainlab.method.rain import RAIN, to_signed
+from rainlab.method.rain import RAIN, to_signed, to_uint8
 from rainlab.method.stream import Stream, animate
 from rainlab.method.tick import TickStream
 from rainlab.method.unet import temporal_mask
@@ -201,6 +201,52 @@ def test_a_stream_may_begin_with_a_still_picture_instead_of_softly():
     soft = Stream(s.model, 8, 4, guidance=2.0)
     soft.reference(still)
     assert soft.push(conditions[:6]) == []
+
+
+def test_a_sink_stays_in_sight_until_the_reference_changes(monkeypatch):
+    """The first group that came out stands behind the full window, as clean; then the first wholly of the new one."""
+    model, conditions, seen = micro.model(), list(micro.pictures(40)), []
+    forward = model.denoising_unet.forward
+
+    def look(x, t, context, pose, *given, **options):
+        seen.append((x, t, pose))
+        return forward(x, t, context, pose, *given, **options)
+
+    monkeypatch.setattr(model.denoising_unet, "forward", look)
+    plain, sunk = stream(model=model), stream(model=model, sink=True)
+    first = [s.push(conditions[:8]) for s in (plain, sunk)]
+    assert np.array_equal(*first)  # nothing had come out before
+    later = [np.stack(s.push(conditions[8:14])) for s in (plain, sunk)]
+    assert (later[0] != later[1]).any()
+    (x, t, pose), group = seen[-1], to_uint8(model.autoencoder.decode(seen[-1][0][:, 8:]))
+    assert x.shape[1] == t.shape[1] == 10 and t[0].tolist() == [249] * 2 + [499] * 2 + [749] * 2 + [999] * 2 + [0] * 2
+    assert np.array_equal(group[0].numpy(), first[1]) and not torch.equal(pose[:, 8:], pose[:, :2])
+    sunk.reference(micro.pictures(seed=3))
+    widths = []
+    for i in range(14, 26, 2):
+        out = sunk.push(conditions[i : i + 2])
+        widths.append(seen[-1][0].shape[1])
+    assert widths == [8] * 4 + [10] * 2  # three groups that the old one began go first, then one to be seen
+    seen.clear()
+    assert len(sunk.flush()) == 6 and [x.shape[1] for x, *_ in seen] == [6, 4, 2]
+    sunk.push(conditions[:8])
+    assert [x.shape[1] for x, *_ in seen[3:]] == [2, 4, 6, 8] and len(out) == 2
+    with pytest.raises(ValueError, match="a sink of 8, expected at most motion_length=32"):
+        stream(32, 4, model=model, sink=True)
+
+
+@pytest.mark.parametrize("options", [{"fast": True}, {"batch": 2}], ids=str)
+def test_a_sink_in_other_streams(options):
+    conditions = micro.pictures(20)
+    plain = stream(sink=True)
+    frames = np.stack(plain.push(list(conditions)) + plain.flush())
+    other = stream(sink=True, **options)
+    if batch := options.get("batch"):
+        other.reference(np.stack([micro.pictures(seed=9)] * batch))
+        conditions = np.stack([conditions] * batch, 1)
+        other._given_noise = lambda shape: torch.randn((1, *shape[1:]), generator=other._generator).expand(shape)
+    made = np.stack(other.push(list(conditions)) + other.flush())
+    assert np.abs(made[:, 0].astype(int) - frames if options.get("batch") else made.astype(int) - frames).max() <= 1
 
 
 def test_guidance_acts_and_reaches_every_frame():

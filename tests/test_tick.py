@@ -191,6 +191,11 @@ def test_in_fp8_too():
     assert np.abs(rounded - expected).max() <= 1 < np.abs(exact - rounded).max()
 
 
+def test_a_sink_is_refused():
+    with pytest.raises(ValueError, match="sink: got a stream with one, expected none here"):
+        TickStream(MODEL, 8, 4, guidance=2.0, sink=True)
+
+
 def test_an_unknown_way_is_refused():
     with pytest.raises(ValueError, match="how: got 'jit', expected one of"):
         TickStream(MODEL, how="jit")

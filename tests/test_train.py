@@ -58,10 +58,10 @@ def test_a_killed_run_resumes_bit_for_bit(cfg):
 
     _, loss, state = begin(cfg)
     with pytest.raises(KeyboardInterrupt):
-        loop.fit(run, loss, state, data, cfg, 3, False, kill)
+        loop.fit(run, loss, state, data, cfg, 3, False, each=kill)
     _, loss, state = begin(cfg, seed=1)  # whatever the fresh weights are, the checkpoint replaces them
     steps = []
-    history = loop.fit(run, loss, state, data, cfg, 3, False, lambda s: steps.append(s.step))
+    history = loop.fit(run, loss, state, data, cfg, 3, False, each=lambda s: steps.append(s.step))
     assert steps == [3, 4] and [row["step"] for row in history] == [1, 2, 3, 4]
     assert same(state.parameters, whole.parameters) and same(state.ema, whole.ema)
     moments = [[s.optimizer.state[p] for p in s.parameters.values() if p in s.optimizer.state] for s in (state, whole)]
@@ -71,7 +71,7 @@ def test_a_killed_run_resumes_bit_for_bit(cfg):
     weights = load_file(run.path / "weights.safetensors")
     assert same(weights, whole.ema)
     assert not (run.path / "state.safetensors").exists()
-    again = loop.fit(run, loss, state, data, cfg, 3, False, lambda s: pytest.fail("finished work was done again"))
+    again = loop.fit(run, loss, state, data, cfg, 3, False, each=lambda s: pytest.fail("finished work was done again"))
     assert again == history
 
 
@@ -95,7 +95,7 @@ def test_rows_of_the_history_hold_the_mean_loss_since_the_row_before():
 
         module = numbers(1.0)
         loss = lambda batch, draw: (module.w * draw.uniform()).sum()  # noqa: E731
-        return loop.fit(run, loss, loop.start(module, ["w"], cfg), data, cfg, 1, False, note)
+        return loop.fit(run, loss, loop.start(module, ["w"], cfg), data, cfg, 1, False, each=note)
 
     with pytest.raises(KeyboardInterrupt):
         fit(stop=100)

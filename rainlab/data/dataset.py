@@ -133,14 +133,18 @@ class TrainingSet:
         epoch, place = divmod(step * size + sample, self.count)
         return int(np.random.default_rng([seed, 1, epoch]).permutation(self.count)[place])
 
-    def batch(self, seed: int, step: int, samples: Sequence[int], size: int, frames: int, window: bool) -> Batch:
+    def batch(
+        self, seed: int, step: int, samples: Sequence[int], size: int, frames: int, window: bool, sink: int = 0
+    ) -> Batch:
         """Samples of a step: a reference frame and ``frames`` others of the same clip.
 
         ``window=True`` takes neighbouring frames (stage 2), else scattered ones, all at least ``margin`` away from the
-        reference (stage 1). ``size`` is the whole batch, ``samples`` the part of it that is wanted.
+        reference (stage 1). ``size`` is the whole batch, ``samples`` the part of it that is wanted. Behind a window
+        follow ``sink`` neighbouring frames from elsewhere in the clip, before it or after it.
         """
         begin = int(self.facing)  # the first frame that may be a target
         need = frames if window else frames + 2 * self.margin - 1  # wherever the reference stands
+        need += max(0, 2 * sink - 1)  # wherever the window stands, on one side of it there is room
         if need > self.frames - begin:
             raise ValueError(f"clips of {self.frames} frames: got {need} asked for; use longer clips (data.frames)")
         parts = []
@@ -152,6 +156,10 @@ class TrainingSet:
             if self.facing and rng.random() < FROM_THE_FRONT:
                 reference, far = 0, np.arange(1, self.frames)
             chosen = np.arange(first, first + frames) if window else np.sort(rng.permutation(far)[:frames])
+            if sink:
+                starts = np.arange(begin, self.frames - sink + 1)
+                apart = starts[(starts + sink <= first) | (starts >= first + frames)]
+                chosen = np.append(chosen, rng.choice(apart) + np.arange(sink))
             pictures, conditions = self.take(clip)
             latents = self.latents[clip] if self.latents is not None else np.zeros((self.frames, 0, 0, 0), np.float16)
             parts.append((pictures[reference], latents[reference], latents[chosen], conditions[chosen]))

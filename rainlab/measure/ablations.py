@@ -1,21 +1,23 @@
 """Table 3 and beyond: one factor at a time around K = 16, p = 4, N = 1, one or more trainings of each.
 
 The window (section 5.4's K = 8, and 32; with equal steps as the paper has it, and with equal frames seen), the groups
-(p at equal p·N), the calls between two pops, the causal mask, no attention across noise levels. All variants start from
-the same stage 1 and 2D distillation, which know nothing of a window; a seed is that of stage 2 and 3D distillation.
+(p at equal p·N), the calls between two pops, the causal mask, no attention across noise levels; and two cures that
+others have against the accumulation of errors: an attention sink (Rolling Forcing) and training on what the network
+itself made (Self Forcing). All variants start from the same stage 1 and 2D distillation, which know nothing of a
+window; a seed is that of stage 2 and 3D distillation.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from tqdm.auto import tqdm
 
 from rainlab import runs
 from rainlab.config import Preset, override
-from rainlab.files import write_json
 from rainlab.measure import evaluate, features, metrics
 from rainlab.training import stages
 
@@ -34,8 +36,11 @@ CHANGES = {
     "p = 2, N = 4 (p·N = 8)": {"stream.groups": 2, "stream.steps_per_group": 4},
     "p = 8, N = 1 (p·N = 8)": {"stream.groups": 8},
     "N = 4 (p·N = 16)": {"stream.steps_per_group": 4},
+    "attention sink": {"stream.sink": True},
+    "own history": {"distill3d.own_history": 0.5},
 }
 SEEDS = (0,)
+CURES = ("attention sink", "own history")
 BEFORE = (BASE, "causal mask")  # measured before distillation, too
 MEASURES = ("psnr", "ssim", "psnr_fg", "tde", "sharpness_error", "flicker", "flicker_border_ratio", "flicker_rhythm",
             "warping_error", "id_studio", "lpips_studio")  # fmt: skip
@@ -70,7 +75,7 @@ def cost(preset: Preset, seeds: Sequence[int] = SEEDS) -> float:
                     seconds += own * frames[0] / frames[1]
             calls = changed.stream.groups * changed.stream.steps_per_group
             for method in _methods(label):
-                if not evaluate.recorded(changed, method):
+                if not runs.existing(evaluate.measure, changed, method):
                     seconds += evaluation_seconds(preset) * calls / preset.stream.groups
     return seconds / 3600
 
@@ -113,34 +118,23 @@ def grid(preset: Preset, seeds: Sequence[int] = SEEDS, record: bool = False) -> 
     with run.lock():
         if run.finished:
             return run
-        saved = run.path / "so_far.json"
-        values = json.loads(saved.read_text("utf-8")) if saved.exists() else {}
+        values = {}
         for label, seed, method in tqdm(_rows(seeds), "variants"):
-            key = json.dumps([label, method, seed])
-            if key not in values:
-                values[key] = _values(variant(preset, label, seed), method)
-                write_json(saved, values)
-        _record(run, {tuple(json.loads(key)): each for key, each in values.items()}, seeds)
+            values[label, method, seed] = _values(variant(preset, label, seed), method)
+        _record(run, values, seeds)
         return run.finish()
 
 
 def again(preset: Preset, seeds: Sequence[int] = (0, 1, 2)) -> dict[str, list[runs.Run]]:
     """Variant -> its recorded measurements by method "rain", one for each training there was."""
-    found = {label: [evaluate.recorded(variant(preset, label, seed), "rain") for seed in seeds] for label in CHANGES}
+    made = partial(runs.existing, evaluate.measure)
+    found = {label: [made(variant(preset, label, seed), "rain") for seed in seeds] for label in CHANGES}
     return {label: [run for run in several if run] for label, several in found.items()}
-
-
-def recorded(preset: Preset) -> runs.Run | None:
-    """As :func:`grid`, but None where nothing is recorded."""
-    try:
-        return grid(preset)
-    except FileNotFoundError:
-        return None
 
 
 def _values(preset: Preset, method: str) -> dict[str, list[float]]:
     """Per clip, and the one FVD-studio, of a variant; trained and measured if that is not done, here or published."""
-    run = evaluate.recorded(preset, method)
+    run = runs.existing(evaluate.measure, preset, method)
     if not run or not (run.path / runs.VALUES).is_file():
         for stage in stages.WINDOWED if method == "rain" else ("stage2",):
             stages.finished(preset, stage)

@@ -203,14 +203,6 @@ def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
         return run if run.finished else _measure(run, preset, method)
 
 
-def recorded(preset: Preset, method: str) -> runs.Run | None:
-    """As :func:`measure`, but None where nothing is recorded."""
-    try:
-        return measure(preset, method)
-    except FileNotFoundError:
-        return None
-
-
 def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
     held = held_out(preset)
     model = None if method == "copy" else _trained(preset, method)

@@ -54,11 +54,11 @@ def results(preset: Preset, ablated: Preset) -> str:
         parts += [f"## {title}", note, _markdown(table)]
     central = {"animate_anyone", "ddim"}
     for which in (preset, ablated):
-        if all(evaluate.recorded(which, method) for method in central):
+        if all(runs.existing(evaluate.measure, which, method) for method in central):
             parts += [f"## Against AnimateAnyone, preset {which.name}", CENTRAL, _markdown(tables.table1(which))]
             parts += [_markdown(tables.differences(which, pairs=evaluate.CENTRAL))]
             break
-    if ablations.recorded(ablated):
+    if runs.existing(ablations.grid, ablated):
         parts += ["## Table 3, more variants", tables.GRID, _markdown(tables.grid(ablated))]
         parts += ["## The same against K = 16, p = 4, N = 1", _markdown(tables.grid(ablated, change=True))]
     parts += ["## Faster ways, same weights", tables.FASTER, _markdown(tables.faster(preset))]
@@ -90,10 +90,10 @@ def origins(preset: Preset, ablated: Preset) -> list[dict[str, str]]:
     for which in (preset, ablated):
         for job, methods in jobs.items():
             for method, label in methods.items():
-                add(which, label, evaluate.recorded(which, method), job)
+                add(which, label, runs.existing(evaluate.measure, which, method), job)
     for label, run in list(evaluate.ablations(ablated).items())[1:]:
         add(ablated, label, run, "job:ablations")
-    add(ablated, "all variants", ablations.recorded(ablated), "full=yes job:ablations")
+    add(ablated, "all variants", runs.existing(ablations.grid, ablated), "full=yes job:ablations")
     add(preset, "speed", bench.speed(preset), "job:table2")
     add(preset, "motion to photon", latency.latency(preset), "full=yes job:table2")
     return rows
@@ -120,7 +120,7 @@ def long(preset: Preset, ablated: Preset) -> dict[str, Table]:
             about = {"source": "measured here", "run": run.id}
             single = [row for row in run.metrics() if not row.keys() & {"step", "stretch"}]
             rows[name] += [row | about | {"method": label or row["contender"]} for row in single]
-    if several := ablations.recorded(ablated):
+    if several := runs.existing(ablations.grid, ablated):
         about = {"source": "measured here, all variants", "run": several.id}
         both = [row for row in several.metrics() if row.get("seed", "all") == "all"]
         rows["table3"] += [row | about | {"method": tables.named(row["variant"], row["method"])} for row in both]

@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rainlab import runs
 from rainlab.config import Preset
 from rainlab.measure import ablations, bench, evaluate, latency, reported
 from rainlab.training import stages
@@ -109,7 +110,7 @@ def table1(preset: Preset, record: bool = False, slow: bool = False) -> Table:
         evaluate.measure(preset, method, record=True)
     shown = ("psnr", "ssim", "psnr_fg", "ssim_fg", "sharpness_error", "tde")
     found = {label: evaluate.measure(preset, method, record).metrics() for method, label in evaluate.METHODS.items()}
-    slow = {label: evaluate.recorded(preset, method) for method, label in evaluate.SLOW.items()}
+    slow = {label: runs.existing(evaluate.measure, preset, method) for method, label in evaluate.SLOW.items()}
     found |= {label: run.metrics() for label, run in slow.items() if run}
     measured = {row["metric"] for rows in found.values() for row in rows}
     shown += tuple(name for name in COLUMNS if name.endswith(("_64x48", "_studio")) and name in measured)
@@ -189,7 +190,8 @@ def faster(preset: Preset, record: bool = False) -> Table:
     shown = ("psnr", "ssim", "psnr_fg", "sharpness_error", "tde", "flicker", "true_motion")
     found = {evaluate.METHODS[name]: evaluate.measure(preset, name) for name in ("copy", "rain")}
     for name, label in evaluate.OTHERS.items():
-        found[label] = evaluate.measure(preset, name, record=True) if record else evaluate.recorded(preset, name)
+        given = preset, name
+        found[label] = evaluate.measure(*given, record=True) if record else runs.existing(evaluate.measure, *given)
     rows = [_measured(label, run.metrics(), shown) for label, run in found.items() if run]
     return _frame(rows, tuple(COLUMNS[metric][0] for metric in shown))
 

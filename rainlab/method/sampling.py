@@ -66,8 +66,9 @@ class SolverStream(Stream):
             return super()._predict(latents, timesteps)
         f = timesteps.shape[1]
         mask = None if self._mask is None else self._mask[:f, :f]
-        given = latents, timesteps, self._context, self._pose, self._bank
-        return guided_v(self.model.denoising_unet, *given, self.free_guidance, mask)
+        latents, timesteps, pose = self._in_sight(latents, timesteps)
+        given = latents, timesteps, self._context, pose, self._bank
+        return guided_v(self.model.denoising_unet, *given, self.free_guidance, mask)[:, :f]
 
     def _step(self, latents: Tensor, v: Tensor, now: Tensor, after: Tensor, noise: Tensor) -> Tensor:
         return schedule.solver_step(latents, v, now, after)

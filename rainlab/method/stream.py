@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from rainlab.config import StreamConfig
@@ -52,6 +53,9 @@ class Stream:
             are pushed.
         causal: a frame attends to itself and to earlier slots of the window only (the ablation of section 5.4).
         cross_level: frames attend to those at other noise levels, too; without, groups do not see each other.
+        sink: the first clean group stays in sight, behind the full window (an attention sink, as in Rolling Forcing);
+            for a network trained with one. After a change of the reference the first group that is wholly of the new
+            one takes its place.
         batch: streams that run side by side; pictures and frames then carry a leading dimension of this size.
         noise: replaces the generator and its seed, ``shape -> tensor``; called with the shape of the new group (none
             when draining), then, after every network call, with that of the whole window, also where the coefficient
@@ -60,8 +64,9 @@ class Stream:
     ``seconds`` holds the wall time spent so far in the parts "guider", "network" and "decoder" of all pushes.
 
     Raises:
-        ValueError: p does not divide K, p·N exceeds T, N < 1, K exceeds what the network's positional encoding holds,
-            ω is given to a network without ω embedding, or fp8 to a plain stream. ImportError: fp8 without torchao.
+        ValueError: p does not divide K, p·N exceeds T, N < 1, K with the sink exceeds what the network's positional
+            encoding holds, a sink is given together with a mask, ω to a network without ω embedding, or fp8 to a plain
+            stream. ImportError: fp8 without torchao.
     """
 
     def __init__(
@@ -73,6 +78,7 @@ class Stream:
         guidance: float | None = None,
         causal: bool | None = None,
         cross_level: bool | None = None,
+        sink: bool | None = None,
         seed: int = 0,
         batch: int | None = None,
         noise: Noise | None = None,
@@ -81,17 +87,19 @@ class Stream:
         fp8: bool = False,
     ):
         unet, given = model.denoising_unet, dict(window=window, groups=groups, steps_per_group=steps_per_group,
-                                                 guidance=guidance, causal=causal, cross_level=cross_level)  # fmt: skip
+                                                 guidance=guidance, causal=causal, cross_level=cross_level,
+                                                 sink=sink)  # fmt: skip
         if guidance is not None and not unet.cfg.guidance_dim:
             raise ValueError(f"guidance: got {guidance}, but this denoising network has no ω embedding: leave it out")
         trained = model.preset.stream if model.preset else StreamConfig()
         cfg = replace(trained, **{name: value for name, value in given.items() if value is not None})
         schedule.check_window(cfg.window, cfg.groups)
-        if unet.cfg.motion and cfg.window > unet.cfg.motion_length:
-            raise ValueError(f"window: got {cfg.window}, expected at most motion_length={unet.cfg.motion_length}")
+        if unet.cfg.motion and cfg.window + cfg.sink_frames > unet.cfg.motion_length:
+            got = f"window: got {cfg.window}" + f" and a sink of {cfg.sink_frames}" * cfg.sink
+            raise ValueError(f"{got}, expected at most motion_length={unet.cfg.motion_length}")
         self.model, self.cfg, self.seed, self.batch = model.eval(), cfg, seed, batch
         self.window, self.groups, self.steps_per_group = cfg.window, cfg.groups, cfg.steps_per_group
-        self.group_size = cfg.window // cfg.groups
+        self.group_size = cfg.group_size
         self.guidance = float(cfg.guidance) if unet.cfg.guidance_dim else None
         self.temporal_strength = temporal_strength
         self.seconds = {"guider": 0.0, "network": 0.0, "decoder": 0.0}
@@ -141,6 +149,8 @@ class Stream:
         self._memory: list[Tensor] | None = None
         self._levels: list[int] = []  # noise group of every group in the window: 0 leaves after this tick
         self._waiting: list[Tensor] = []
+        self._sink: tuple[Tensor, Tensor] | None = None  # latents and pose of the group that stays in sight
+        self._stale = 0  # groups in the window that another reference began
 
     @torch.no_grad()
     def reference(self, picture: np.ndarray | Tensor) -> None:
@@ -177,6 +187,7 @@ class Stream:
         A bank of several pictures has their places one after the other, ``(b, pictures·h·w, c)``.
         """
         self._bank, self._context = bank, context
+        self._sink, self._stale = None, len(self._levels)
 
     @torch.no_grad()
     def fill(self, picture: np.ndarray | Tensor, condition: np.ndarray | Tensor) -> None:
@@ -298,6 +309,9 @@ class Stream:
         clean = self._latents[:, :g]
         self._levels = self._levels[1:]
         # copies: while draining, a view would keep the storage of the whole old window
+        if self.cfg.sink and self._sink is None and not self._stale:
+            self._sink = clean, self._pose[:, :g].clone()
+        self._stale = max(0, self._stale - 1)
         self._latents = self._latents[:, g:].clone() if self._levels else None
         self._pose = self._pose[:, g:].clone() if self._levels else None
         return clean
@@ -315,6 +329,14 @@ class Stream:
         per_group = self._times[call, self._levels] - 1
         return per_group.repeat_interleave(self.group_size).expand(self._latents.shape[0], -1)
 
+    def _in_sight(self, latents: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(latents, table indices, pose) of the window and, while that is full, of the sink behind it."""
+        if self._sink is None or len(self._levels) < self.groups:
+            return latents, timesteps, self._pose
+        clean, pose = self._sink
+        times = F.pad(timesteps, (0, self.group_size))  # index 0: as good as clean
+        return torch.cat([latents, clean], 1), times, torch.cat([self._pose, pose], 1)
+
     def _predict(self, latents: Tensor, timesteps: Tensor) -> Tensor:
         b, f = timesteps.shape
         if self.guidance is not None and self._strength[0] != (b, self.guidance):
@@ -324,10 +346,12 @@ class Stream:
             embedding = guidance_embedding(strength, self.model.denoising_unet.cfg.guidance_dim).to(self.dtype)
             self._strength = (b, self.guidance), embedding
         mask = None if self._mask is None else self._mask[:f, :f]
-        return self._network(
-            latents, timesteps, self._context, self._pose, self._strength[1], self._bank, temporal_mask=mask,
+        latents, timesteps, pose = self._in_sight(latents, timesteps)
+        v = self._network(
+            latents, timesteps, self._context, pose, self._strength[1], self._bank, temporal_mask=mask,
             temporal_strength=self.temporal_strength,
         )  # fmt: skip
+        return v[:, :f]
 
     def _step(self, latents: Tensor, v: Tensor, now: Tensor, after: Tensor, noise: Tensor) -> Tensor:
         return schedule.consistency_step(latents, v, now, after, noise)

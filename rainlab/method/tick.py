@@ -59,11 +59,13 @@ class Tick(nn.Module):
         rewrites: see :class:`rainlab.method.fast.FastUNet`. fp8: products in 8 bits, as for a Stream.
 
     Raises:
-        ValueError: the context has more tokens than one.
+        ValueError: the context has more tokens than one, or the stream has a sink.
     """
 
     def __init__(self, model: RAIN, cfg: StreamConfig, rewrites: tuple[str, ...] = FUNCTIONAL, fp8: bool = False):
         super().__init__()
+        if cfg.sink:
+            raise ValueError("sink: got a stream with one, expected none here; use rainlab.Stream, also with fast=True")
         self.window, self.groups, self.steps = cfg.window, cfg.groups, cfg.steps_per_group
         self.group_size, self.guidance_dim = cfg.window // cfg.groups, model.denoising_unet.cfg.guidance_dim
         self.unet = FastUNet(model.denoising_unet, rewrites)

@@ -58,12 +58,14 @@ def learning_rate(cfg: StageConfig, step: int, begun: int = 0) -> float:
     return cfg.learning_rate * warm * (0.5 * (1 + math.cos(math.pi * rest)) if rest > 0 else 1.0)
 
 
-def train(loss: Loss, state: State, data: TrainingSet, cfg: StageConfig, frames: int, window: bool) -> Iterator[State]:
+def train(
+    loss: Loss, state: State, data: TrainingSet, cfg: StageConfig, frames: int, window: bool, sink: int = 0
+) -> Iterator[State]:
     """Yield ``state`` after every optimiser step from ``state.step`` to ``cfg.steps``; its loss is the whole batch's.
 
     Args:
         loss: mean loss of a batch; see :mod:`rainlab.training.losses`.
-        frames, window: how a sample is drawn (:meth:`rainlab.data.dataset.TrainingSet.batch`).
+        frames, window, sink: how a sample is drawn (:meth:`rainlab.data.dataset.TrainingSet.batch`).
 
     Raises:
         ValueError: the batch does not split evenly over processes and accumulation steps.
@@ -84,7 +86,7 @@ def train(loss: Loss, state: State, data: TrainingSet, cfg: StageConfig, frames:
         for part in range(cfg.accumulate):
             first = (part * world + rank) * share
             samples = range(first, first + share)
-            batch = data.batch(cfg.seed, state.step, samples, cfg.batch, frames, window).to(device)
+            batch = data.batch(cfg.seed, state.step, samples, cfg.batch, frames, window, sink).to(device)
             with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
                 value = loss(batch, Draw(cfg.seed, state.step, samples)) / cfg.accumulate
             value.backward()
@@ -185,6 +187,7 @@ def fit(
     cfg: StageConfig,
     frames: int,
     window: bool,
+    sink: int = 0,
     each: Callable[[State], None] | None = None,
     extra: Callable[[], dict[str, Tensor]] | None = None,
 ) -> list[dict]:
@@ -196,14 +199,14 @@ def fit(
     weights. History rows: step, loss (mean since the row before), grad_norm, learning_rate, seconds.
     """
     if not first_process():  # only that one writes
-        for now in train(loss, _resumed(state, run), data, cfg, frames, window):
+        for now in train(loss, _resumed(state, run), data, cfg, frames, window, sink):
             if each:
                 each(now)
         dist.barrier()
         return state.history
     with run.lock():
         if not finished_history(run):
-            _fit(run, loss, _resumed(state, run), data, cfg, frames, window, each=each)
+            _fit(run, loss, _resumed(state, run), data, cfg, frames, window, sink, each=each)
             _keep(run, state, extra() if extra else {})
     if dist.is_initialized():
         dist.barrier()  # no process goes on before the weights are written

@@ -6,12 +6,13 @@ A loss maps a batch and its random draws to one number; :mod:`rainlab.training.l
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rainlab.config import Preset
+from rainlab.config import Preset, StreamConfig
 from rainlab.data.dataset import Batch, Draw
 from rainlab.method import schedule
 from rainlab.method.rain import RAIN, to_signed, to_unit
@@ -20,6 +21,7 @@ from rainlab.method.unet import temporal_mask
 Loss = Callable[[Batch, Draw], Tensor]
 Times = Callable[[Draw, int, Preset], Tensor]
 NULL_CONTEXT = 0.0  # the dropped token is zero, in training and in sampling
+NO_SINK = 0.25  # share of the steps without a sink: a stream has none until its first group is out
 
 
 def autoencoder_loss(model: RAIN) -> Loss:
@@ -55,6 +57,23 @@ def window_times(draw: Draw, frames: int, preset: Preset) -> Tensor:
     return draw.integers(1, schedule.TRAIN_TIMESTEPS + 1)[:, None].expand(-1, frames)
 
 
+def with_sink(times: Times) -> Times:
+    """As ``times`` for the window, and for the frames that stand behind it the time 1: as good as clean."""
+
+    def chosen(draw: Draw, frames: int, preset: Preset) -> Tensor:
+        window = min(frames, preset.stream.window)
+        return F.pad(times(draw, window, preset), (0, frames - window), value=1)
+
+    return chosen
+
+
+def in_sight(batch: Batch, draw: Draw, cfg: StreamConfig) -> Batch:
+    """A batch of windows with a sink, or in NO_SINK of the steps without it."""
+    if not cfg.sink or draw.uniform()[0] >= NO_SINK:
+        return batch
+    return replace(batch, latents=batch.latents[:, : cfg.window], condition=batch.condition[:, : cfg.window])
+
+
 def denoising_loss(model: RAIN, preset: Preset, times: Times) -> Loss:
     """Weighted v-prediction loss of stages 1 and 2, which differ only in how ``times`` are drawn.
 
@@ -68,8 +87,13 @@ def sample_losses(model: RAIN, preset: Preset, times: Times, dropout: float | No
     """The same loss per sample, ``(b,)``; ``dropout`` overrides the preset's (0 for validation)."""
     cfg = preset.loss
     dropout = cfg.condition_dropout if dropout is None else dropout
+    motion, stream = model.denoising_unet.cfg.motion, preset.stream
+    if sinks := motion and stream.sink:
+        times = with_sink(times)
 
     def loss(batch: Batch, draw: Draw) -> Tensor:
+        if sinks:
+            batch = in_sight(batch, draw, stream)
         latents = batch.latents
         b, f, c = latents.shape[:3]
         device = latents.device
@@ -86,11 +110,12 @@ def sample_losses(model: RAIN, preset: Preset, times: Times, dropout: float | No
             model.pose_guider(to_unit(batch.condition)),
             None,
             bank,
-            temporal_mask=temporal_mask(preset.stream, f, device) if model.denoising_unet.cfg.motion else None,
+            temporal_mask=temporal_mask(stream, f, device) if motion else None,
             reference_keep=None if bool(keep.all()) else keep,
         )
         target = schedule.velocity(latents, noise, timesteps)
         error = F.mse_loss(v.float(), target, reduction="none").mean((2, 3, 4))
-        return (snr_weight(timesteps, cfg.snr_gamma) * error).mean(1)
+        error = snr_weight(timesteps, cfg.snr_gamma) * error
+        return error[:, : stream.window if sinks else f].mean(1)
 
     return loss

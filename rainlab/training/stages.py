@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,10 +105,11 @@ class Training:
         return STARTS[self.stage](self, model, device)
 
     @property
-    def sampling(self) -> tuple[int, bool]:
-        """How a sample is drawn: (frames, whether they are neighbours), for :meth:`dataset.TrainingSet.batch`."""
-        windowed = self.stage in WINDOWED
-        return (self.preset.stream.window if windowed else self.loop.targets), windowed
+    def sampling(self) -> tuple[int, bool, int]:
+        """How a sample is drawn, (frames, window, sink) of :meth:`rainlab.data.dataset.TrainingSet.batch`."""
+        if self.stage not in WINDOWED:
+            return self.loop.targets, False, 0
+        return self.preset.stream.window, True, self.preset.stream.sink_frames
 
     @property
     def checkpoint(self) -> Path:
@@ -166,7 +168,8 @@ def _distill3d(training: Training, model: RAIN, device: str | torch.device) -> S
     target = deepcopy(model.to(device).denoising_unet)
     target.load_state_dict(teacher.state_dict(), strict=False)
     start_guidance(target, 0.0)  # the original network knows no ω
-    loss = distill.consistency_loss(model, teacher, target, training.preset, distill.solver_staircase)
+    chosen = distill.solver_staircase, training.loop.own_history
+    loss = distill.consistency_loss(model, teacher, target, training.preset, *chosen)
     return Start(model, loss, _named(target))
 
 
@@ -272,14 +275,10 @@ def train_stage(
 
 def finished(preset: Preset, stage: str, device: str | torch.device = "cpu") -> runs.Run:
     """A stage's run with its weights: made already, or trained now, with its curve and nothing else to tell."""
-    try:
+    with suppress(FileNotFoundError):  # it may be published without weights, and they are needed
         weights_file(run_id(preset, stage))
-    except FileNotFoundError:
-        made = None  # published without weights: they are needed
-    else:
-        made = recorded(preset, stage)
-    if made:
-        return made
+        if made := recorded(preset, stage):
+            return made
     run, history = train_stage(preset, stage, device)
     if not run.finished:
         record_history(run, history)
