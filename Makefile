@@ -28,7 +28,7 @@ CANDIDATES = $(if $(PYTHON),"$(PYTHON)",python3.13 python3.12 python3.11 python3
 SUITABLE   = import sys, venv, ensurepip; v = sys.version_info; \
 	(3, 11) <= v < (3, 14) and print(v.minor, sys._base_executable)
 
-.PHONY: help setup tables train test lab demo soak notebooks clean FORCE
+.PHONY: help setup tables train weights test lab demo soak notebooks clean FORCE
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -40,6 +40,9 @@ tables: setup  ## run all notebooks, draw the figures, print the tables; PRESET=
 
 train: setup  ## only the trainings, of the preset small unless PRESET names another
 	@$(RUN) python -m doit preset="$(or $(PRESET),small)" train
+
+weights: setup  ## fetch the published weights of paper scale into weights/ (7 GB), at pinned commits, with checksums
+	@$(RUN) python -m doit weights
 
 test: setup  ## ruff, unit tests, and the committed notebooks against their outputs
 	@status=0; export OMP_NUM_THREADS=1; $(RUN); \

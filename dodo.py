@@ -9,6 +9,7 @@
     doit list                  the tasks
     doit job:stage2            one notebook run and what it needs
     doit notebooks             execute the committed notebooks again, at their defaults
+    doit weights               fetch the published weights of paper scale
     doit publish               copy a preset's final runs' JSON to figures/runs/ and its weights to rainlab/weights/
 """
 
@@ -27,6 +28,7 @@ from rainlab import runs
 from rainlab.config import Preset, make_preset, override
 from rainlab.files import atomic_path
 from rainlab.measure import ablations, endless, evaluate, features, legacy, memory
+from rainlab.method import pretrained
 from rainlab.training import stages, weights
 
 SHOWN = "small"  # the preset of README, notebooks and tables: its weights and numbers come with the repository
@@ -225,6 +227,20 @@ def final(preset: Preset) -> set[str]:
     if runs.find("endless", preset=preset.name):
         found += [endless.long_run(preset, fed_back=fed_back) for fed_back in (False, True)]
     return {run.id for run in found if run}
+
+
+def task_weights():
+    """Fetch the published weights of paper scale whose checksums are known; name those to be put there by hand."""
+
+    def get():
+        for name, source in pretrained.SOURCES.items():
+            if source.sha256:
+                print("there  ", pretrained.fetch(name).relative_to(ROOT))
+            elif pretrained.missing([name]):
+                print("by hand", f"weights/{name} from {source.repo}: no checksum of it is known")
+        pretrained.clip_config(pretrained.folder() / "sd-image-variations-diffusers" / "image_encoder")
+
+    return {"actions": [get], "uptodate": [False]}
 
 
 def task_publish():

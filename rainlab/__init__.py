@@ -21,7 +21,7 @@ def load(model="small", device="cpu"):
 
     Args:
         model: name of a preset whose weights are shipped ("small", "tiny") or trained here, or the path of a file
-            written by :func:`rainlab.method.checkpoint.save_model`.
+            written by :func:`rainlab.method.checkpoint.save_model`, or the folder of the published RAIN v0.1.
 
     Returns:
         :class:`rainlab.method.rain.RAIN` in evaluation mode, fp32.
@@ -31,12 +31,15 @@ def load(model="small", device="cpu"):
     """
     from pathlib import Path
 
-    from rainlab.config import PRESETS, make_preset
+    from rainlab.config import PAPER_TASKS, PRESETS, make_preset
     from rainlab.method.checkpoint import load_model
+    from rainlab.method.pretrained import load_rain
     from rainlab.training.stages import trained
 
     if model in PRESETS:
         return trained(make_preset(model), "distill3d", device)
+    if Path(model).is_dir():
+        return load_rain(model, make_preset("paper", PAPER_TASKS["face"])).to(device)
     if not Path(model).is_file():
         raise FileNotFoundError(f"model: got {str(model)!r}, expected one of {list(PRESETS)} or a model file")
     return load_model(model, device)

@@ -102,6 +102,8 @@ class ModelConfig:
     guider_widths: tuple[int, ...] = (16, 32, 96, 256)
     context: str = "clip"
     context_path: str = ""  # folder of the CLIP vision tower, when context is "clip"
+    unet_path: str = added("")  # published weights that stage 1 starts from (:func:`rainlab.method.pretrained.start`)
+    motion_path: str = added("")  # and stage 2's motion modules
 
     def unet(self, latent_channels: int, *, motion=False, guidance=False, out=True) -> UNetConfig:
         """The configuration of one of the two networks."""
@@ -223,7 +225,9 @@ _PAPER = Preset(
     data=DataConfig(source="data/ubc_fashion/manifest.jsonl", height=768, width=512, fps=30.0, clips=500, frames=16,
                     margin=0, test_clips=100, test_frames=300, test_gap=0),
     autoencoder=AutoencoderConfig(kind="kl", factor=8, latent_channels=4, path="weights/sd-vae-ft-mse"),
-    model=ModelConfig(context_path="weights/sd-image-variations-diffusers/image_encoder"),
+    model=ModelConfig(context_path="weights/sd-image-variations-diffusers/image_encoder",
+                      unet_path="weights/stable-diffusion-v1-5/unet/diffusion_pytorch_model.safetensors",
+                      motion_path="weights/animatediff/mm_sd_v15_v2.ckpt"),
     loss=LossConfig(embedding_scale=0.0),  # LCM starts the ω projection at zero
     train_autoencoder=StageConfig(steps=0),
     stage1=StageConfig(steps=30_000, batch=32, checkpointing=True),

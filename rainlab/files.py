@@ -1,6 +1,7 @@
-"""What every wing may write with: the project's root, atomic writes, JSON."""
+"""What every wing may read and write with: the project's root, atomic writes, JSON, checksums."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import secrets
@@ -37,6 +38,12 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def digest(path: str | os.PathLike) -> str:
+    """sha256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: str | os.PathLike, obj: Any) -> None:

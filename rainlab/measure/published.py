@@ -20,9 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rainlab.files import root
+from rainlab.files import digest, root
 from rainlab.measure import legacy
-from rainlab.training.weights import digest
 
 FILES = {
     "i3d": ("i3d_pretrained_400.pt", "of DisCo's evaluation files, folder eval_fvd, into weights/"),

@@ -27,11 +27,13 @@ from torch import Tensor
 from rainlab import runs
 from rainlab.config import PRESETS, Preset, StageConfig, identity, make_preset
 from rainlab.data import dataset
+from rainlab.files import digest
+from rainlab.method import pretrained
 from rainlab.method.checkpoint import fill
 from rainlab.method.rain import RAIN, start_guidance, to_signed
 from rainlab.training import branches, distill, loop, losses
 from rainlab.training.parameters import STAGES, check_stage, trainable
-from rainlab.training.weights import digest, weights_file, weights_of
+from rainlab.training.weights import weights_file, weights_of
 
 VERSIONS = {"autoencoder": 2, "stage1": 2, "stage2": 2, "distill2d": 2, "distill3d": 2}  # raised when results change
 INPUTS = {
@@ -101,6 +103,11 @@ class Training:
         """The networks with the weights they start from, and the loss; teacher and target stand on ``device``, too."""
         torch.manual_seed(self.loop.seed)
         model = RAIN.build(self.preset, motion=self.stage in WINDOWED, guidance=self.stage.startswith("distill"))
+        published = self.preset.model
+        if self.stage == "stage1":
+            pretrained.start(model, spatial=published.unet_path)
+        if self.stage == "stage2":
+            pretrained.start(model, motion=published.motion_path)
         _fill(model, self.source, _chain(self.stage)[:-1])
         return STARTS[self.stage](self, model, device)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from torch import Tensor
 
 from rainlab import runs
-from rainlab.files import atomic_path
+from rainlab.files import atomic_path, digest
 from rainlab.method.checkpoint import read_tensors, write_tensors
 
 NAME = "weights.safetensors"  # in a run's folder; written last, it says that the training is finished
@@ -66,9 +65,3 @@ def _sums() -> dict[str, str]:
     file = SHIPPED / SUMS
     lines = file.read_text("utf-8").splitlines() if file.is_file() else []
     return {name: digest for digest, name in (line.split(maxsplit=1) for line in lines)}
-
-
-def digest(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
