@@ -27,6 +27,13 @@ def weights():
         micro.write_weights(override(CONFIG, change))
 
 
+@pytest.fixture(autouse=True)
+def on_the_processor(monkeypatch, request):
+    """What is compared to the bit is computed in one place."""
+    if "gpu" not in request.keywords:
+        monkeypatch.setattr(evaluate, "device", lambda: "cpu")
+
+
 @pytest.fixture(scope="module")
 def held():
     return evaluate.held_out(CONFIG)
@@ -108,6 +115,23 @@ def test_a_frame_at_a_time_shows_its_own_condition_in_its_own_place(method, held
     differs = (before != after).any(axis=(2, 3, 4))
     assert not differs[1].any() and not differs[0, :8].any() and differs[0, 8]
     assert differs[0, 9] == (method == "live2diff")
+
+
+def test_networks_are_measured_where_the_device_says(monkeypatch):
+    asked = []
+    monkeypatch.setattr(stages, "trained", lambda *given: asked.append(given[1:]))
+    monkeypatch.setattr(evaluate, "device", lambda: "cuda:3")
+    for method in ("autoencoder", "rain", "ddim"):
+        evaluate._trained(CONFIG, method)
+    assert asked == [("autoencoder", "cuda:3"), ("distill3d", "cuda:3"), ("stage2", "cuda:3")]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("method", ["autoencoder", "wrong", "undistilled", "rain", "ddim", "animate_anyone"])
+def test_a_gpu_gives_the_same_frames_up_to_rounding(method, held):
+    models = (stages.trained(CONFIG, evaluate.STAGE[method], device) for device in ("cpu", "cuda"))
+    here, there = (evaluate.generate(CONFIG, method, held, model).astype(int) for model in models)
+    assert np.abs(here - there).mean() < 0.5
 
 
 def test_unknown_methods_are_named(held):

@@ -19,7 +19,7 @@ from rainlab import runs
 from rainlab.config import Preset, identity
 from rainlab.data import pose
 from rainlab.data.studio import body
-from rainlab.measure import metrics
+from rainlab.measure import evaluate, metrics
 from rainlab.method.stream import Stream
 from rainlab.training import stages
 
@@ -85,7 +85,8 @@ def long_run(
 
 
 def _stream(run: runs.Run, preset: Preset, frames: int, character: int, fed_back: bool) -> runs.Run:
-    stream, waiting, strip = Stream(stages.trained(preset, "distill3d")), [], []  # waiting: truth of frames not out
+    stream = Stream(stages.trained(preset, "distill3d", evaluate.device()))
+    waiting, strip = [], []  # waiting: truth of frames not out
     rows: dict[str, list[float]] = {name: [] for name in NAMES}
     last = frames // STRETCH - 1
     driven = tqdm(stretches(preset, character, frames), "stretches", last + 1, leave=False)

@@ -110,8 +110,10 @@ def generate(preset: Preset, method: str, held: HeldOut, model: RAIN | None = No
     model = model or _trained(preset, method)
     if method == "autoencoder":
         with torch.no_grad():
-            signed = (to_signed(torch.from_numpy(clip)) for clip in held.frames)
-            return np.stack([to_uint8(model.autoencoder.decode(model.autoencoder.encode(x))).numpy() for x in signed])
+            place = model.denoising_unet.conv_in.weight.device
+            signed = (to_signed(torch.from_numpy(clip).to(place)) for clip in held.frames)
+            made = (to_uint8(model.autoencoder.decode(model.autoencoder.encode(x))) for x in signed)
+            return np.stack([pictures.cpu().numpy() for pictures in made])
     reference = np.roll(held.reference, -1, axis=0) if method == "wrong" else held.reference
     return _streamed(preset, method, model, reference, held.condition)
 
@@ -164,8 +166,13 @@ def trained_as(preset: Preset, method: str) -> Preset:
     return override(preset, TRAINED.get(method, {}))
 
 
+def device() -> str:
+    """Where networks are measured: a GPU if there is one. (Pictures differ from a processor's by rounding.)"""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def _trained(preset: Preset, method: str) -> RAIN:
-    return stages.trained(trained_as(preset, method), STAGE[method])
+    return stages.trained(trained_as(preset, method), STAGE[method], device())
 
 
 def describe(preset: Preset, method: str) -> tuple[dict, dict[str, str]]:

@@ -115,7 +115,7 @@ def memory(preset: Preset, record: bool = False) -> runs.Run:
     run = runs.open_run("memory", config, VERSION, inputs)
     with run.lock():
         if not run.finished:
-            model, shown = stages.trained(preset, "distill3d"), views(preset)
+            model, shown = stages.trained(preset, "distill3d", evaluate.device()), views(preset)
             for strength in tqdm(STRENGTHS, "strengths"):
                 for frame, value in enumerate(trace(preset, model, strength)):
                     run.record("disturbed", float(value), strength=strength, frame=frame)
@@ -128,7 +128,7 @@ def memory(preset: Preset, record: bool = False) -> runs.Run:
             for label, variant in trained.items():
                 for stage in stages.WINDOWED:
                     stages.finished(variant, stage)
-                model = stages.trained(variant, "distill3d")
+                model = stages.trained(variant, "distill3d", evaluate.device())
                 for frame, value in enumerate(trace(variant, model, 1.0)):
                     run.record("disturbed", float(value), trained=label, frame=frame)
                 several["trained", label] = variant, model, shown["the reference"]
