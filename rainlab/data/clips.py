@@ -95,10 +95,10 @@ def read_manifest(path: str | Path) -> list[Entry]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such manifest; write it with `python -m data_prep.<data set> manifest`")
     entries = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(Path(path).read_bytes().splitlines(), 1):
         try:
-            entries.append(Entry(**json.loads(line)))
-        except (TypeError, ValueError) as error:
+            entries.append(Entry(**json.loads(line.decode("utf-8"))))
+        except (TypeError, ValueError, RecursionError) as error:
             keys = ", ".join(field.name for field in fields(Entry))
             raise ValueError(f"{path}, line {number}: {error}; expected an object with the keys {keys}") from error
     return entries

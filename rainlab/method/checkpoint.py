@@ -77,12 +77,17 @@ def load_model(path: str | os.PathLike, device: str | torch.device = "cpu") -> R
     tensors, note = read_tensors(path)
     if "preset" not in note:
         raise ValueError(f"{name}: got a file without a preset, expected one written by checkpoint.save_model")
-    saved = json.loads(note["preset"])
-    parts = {part: values for part, values in saved.items() if part != "name"}
-    overrides = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
-    model = RAIN.build(
-        make_preset(saved["name"], overrides), motion=note["motion"] == "1", guidance=note["guidance"] == "1"
-    )
+    try:
+        saved = json.loads(note["preset"])
+        parts = {part: values for part, values in saved.items() if part != "name"}
+        overrides = {f"{part}.{key}": value for part, values in parts.items() for key, value in values.items()}
+        preset, motion, guidance = make_preset(saved["name"], overrides), note["motion"], note["guidance"]
+        model = RAIN.build(preset, motion=motion == "1", guidance=guidance == "1")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, ArithmeticError, RuntimeError) as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ValueError(
+            f"{name}: got a configuration that no model can be built from ({why}); copy it again"
+        ) from error
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
