@@ -173,11 +173,13 @@ def causal_mask(frames: int, device: torch.device | str = "cpu") -> Tensor:
 
 def temporal_mask(cfg: StreamConfig, frames: int, device: torch.device | str = "cpu") -> Tensor | None:
     """Which of a window's frames see which, ``(f, f)`` bool; None where all see all. ``frames``: whole groups."""
-    mask = causal_mask(frames, device) if cfg.causal else torch.ones(frames, frames, dtype=torch.bool, device=device)
+    if cfg.cross_level and not cfg.causal:
+        return None
+    mask = causal_mask(frames) if cfg.causal else torch.ones(frames, frames, dtype=torch.bool)
     if not cfg.cross_level:
-        level = torch.arange(frames, device=device) // (cfg.window // cfg.groups)
+        level = torch.arange(frames) // cfg.group_size
         mask &= level[:, None] == level
-    return None if mask.all() else mask
+    return None if mask.all() else mask.to(device)
 
 
 class TemporalBlock(nn.Module):

@@ -100,7 +100,9 @@ def sample_losses(model: RAIN, preset: Preset, times: Times, dropout: float | No
         timesteps = times(draw, f, preset).to(device) - 1
         noise = draw.normal(*latents.shape[1:]) + cfg.noise_offset * draw.normal(f, c, 1, 1)
         noise = noise.to(device)
-        keep = (draw.uniform() >= dropout).to(device)
+        keep = draw.uniform() >= dropout
+        drops = not bool(keep.all())  # asked before it goes to a device, which would have to be waited for
+        keep = keep.to(device)
         bank, context = model.look(to_signed(batch.reference), batch.reference_latents)
         context = torch.where(keep[:, None, None], context, NULL_CONTEXT)
         v = model.denoising_unet(
@@ -111,7 +113,7 @@ def sample_losses(model: RAIN, preset: Preset, times: Times, dropout: float | No
             None,
             bank,
             temporal_mask=temporal_mask(stream, f, device) if motion else None,
-            reference_keep=None if bool(keep.all()) else keep,
+            reference_keep=keep if drops else None,
         )
         target = schedule.velocity(latents, noise, timesteps)
         error = F.mse_loss(v.float(), target, reduction="none").mean((2, 3, 4))
