@@ -21,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from rainlab import provenance, runs
-from rainlab.config import Preset, make_preset
+from rainlab.config import Preset, identity, make_preset
 from rainlab.data import pose
 from rainlab.data.clips import Clip, StudioClips
 from rainlab.data.studio import body
@@ -247,12 +247,17 @@ def speed(preset: Preset, record: bool = False) -> runs.Run:
     `at_size` in frames/s; `steady` for each `stretch` of 500 frames; label `contender`. `ceiling`: see
     :func:`rainlab.measure.ways.ceiling`.
     """
-    timed = {"preset": preset.name, "model": preset.model, "autoencoder": preset.autoencoder, "size": preset.data.size}
+    timed = {
+        "preset": preset.name,
+        "model": identity(preset.model),
+        "autoencoder": preset.autoencoder,
+        "size": preset.data.size,
+    }
     if not record:
         if run := runs.find("speed", **timed):
             return run
         raise runs.nothing_recorded("speed", preset.name)
-    config = timed | {"stream": preset.stream, "threads": torch.get_num_threads()}
+    config = timed | {"stream": identity(preset.stream), "threads": torch.get_num_threads()}
     run = runs.open_run("speed", config, VERSION).clear()
     clip = StudioClips("test", 1, preset.stream.window, preset.data.size)[0]
     made = ways(preset, clip) | late_ways(preset, clip)

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from rainlab import runs
-from rainlab.config import Preset, make_preset, override
+from rainlab.config import Preset, identity, make_preset, override
 from rainlab.method.export import build_engine, to_onnx
 from rainlab.method.rain import RAIN
 from rainlab.method.vae import TAESDV
@@ -28,7 +28,12 @@ def build(preset: Preset | None = None, capability: str = "SM89") -> runs.Run:
     Metrics: `export_seconds`, `build_seconds`, `engine_bytes`, and `peak_bytes`, the most memory that the process held.
     """
     preset = preset or make_preset("paper", {"data.height": 512})
-    geometry = {"model": preset.model, "stream": preset.stream, "size": preset.data.size, "precision": "float16"}
+    geometry = {
+        "model": identity(preset.model),
+        "stream": identity(preset.stream),
+        "size": preset.data.size,
+        "precision": "float16",
+    }
     run = runs.open_run("engine", {"preset": preset.name, "capability": capability} | geometry, VERSION)
     if run.finished:
         return run

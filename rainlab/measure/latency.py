@@ -24,7 +24,7 @@ import torch
 from tqdm.auto import tqdm
 
 from rainlab import runs
-from rainlab.config import Preset, StreamConfig
+from rainlab.config import Preset, StreamConfig, identity
 from rainlab.data.clips import StudioClips
 from rainlab.method.rain import RAIN
 from rainlab.method.stream import Stream
@@ -105,13 +105,18 @@ def latency(preset: Preset, record: bool = False, seconds: float = SECONDS) -> r
     by ``part``; ``jitter``, the mean change of latency from tick to tick; ``first_frame``, ``ready``; ``busy``, the
     share of the time spent in ticks; ``weights_bytes``, ``peak_bytes``.
     """
-    about = {"preset": preset.name, "model": preset.model, "autoencoder": preset.autoencoder, "size": preset.data.size}
+    about = {
+        "preset": preset.name,
+        "model": identity(preset.model),
+        "autoencoder": preset.autoencoder,
+        "size": preset.data.size,
+    }
     if not record:
         if run := runs.find("latency", **about):
             return run
         raise runs.nothing_recorded("latency", preset.name)
     rate, threads = preset.data.fps, torch.get_num_threads()
-    config = about | {"stream": preset.stream, "threads": threads, "rate": rate, "seconds": seconds}
+    config = about | {"stream": identity(preset.stream), "threads": threads, "rate": rate, "seconds": seconds}
     run = runs.open_run("latency", config, VERSION).clear()
     for name, cfg in tqdm(settings(preset).items(), "latency", leave=False):
         with ProcessPoolExecutor(1, get_context("spawn")) as fresh:

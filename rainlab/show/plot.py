@@ -215,7 +215,7 @@ def bars_with_ci(
             if measured:
                 end = row["ci_high"]
                 axes.plot([row["ci_low"], end], [at, at], color=INK, linewidth=1.4, solid_capstyle="butt")
-            text = f"{row['value']:.4g}"
+            text = f"{round(row['value'], 3):.4g}"
             axes.annotate(text, (max(end, left), at), (5, 0), textcoords="offset points", va="center", fontsize=9)
         axes.set(xlabel=(units or {}).get(metric, ""), title=metric, yticks=range(len(names)), yticklabels=names)
         axes.margins(x=0.22)  # room for the numbers; the axis starts where the bars do: barh sees to it
