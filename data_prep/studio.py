@@ -13,6 +13,7 @@ import argparse
 import re
 import sys
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from data_prep import verbs
@@ -32,11 +33,14 @@ def _parse(name: str) -> tuple[str, int]:
     return split, int(number)
 
 
-def _broken(folder: str | Path, clip: StudioClips, parts: tuple[str, ...], index: int = 0) -> list[str]:
-    """The parts of a clip that are missing or not as they should be."""
-    (height, width), name = clip.size, clip.name(index)
-    expected = {"frames": clip.frames, "height": height, "width": width, "fps": clip.fps}
-    return [part for part in parts if not verbs.check_file(Path(folder) / part / f"{name}.mp4", **expected)["ok"]]
+def _make(index: int, folder: str, clips: StudioClips, parts: tuple[str, ...]) -> str:
+    """Write those of a clip's parts that are missing or not as they should be."""
+    (height, width), name = clips.size, clips.name(index)
+    expected = {"frames": clips.frames, "height": height, "width": width, "fps": clips.fps}
+    broken = [part for part in parts if not verbs.check_file(Path(folder) / part / f"{name}.mp4", **expected)["ok"]]
+    if broken:
+        write_clip(folder, clips[index], broken)
+    return "written" if broken else "kept"
 
 
 def cut(
@@ -49,38 +53,31 @@ def cut(
     fps: float = 12.0,
     workers: int = 1,
     progress: bool = False,
+    scheduler: str | None = None,
 ) -> Counter:
     """Render the first `clips` clips of a split to videos/ and masks/; counts of clips written and kept."""
     studio = StudioClips(split, clips, frames, (height, width), fps)
-
-    def one(index: int) -> str:
-        broken = _broken(folder, studio, ("videos", "masks"), index)
-        if broken:
-            write_clip(folder, studio[index], broken)
-        return "written" if broken else "kept"
-
-    return Counter(verbs.each(one, range(clips), workers, progress, f"cut {split}"))
+    make = partial(_make, folder=str(folder), clips=studio, parts=("videos", "masks"))
+    return Counter(verbs.each(make, range(clips), workers, progress, f"cut {split}", scheduler))
 
 
-def annotate(folder: str | Path, workers: int = 1, progress: bool = False) -> Counter:
+def annotate(folder: str | Path, workers: int = 1, progress: bool = False, scheduler: str | None = None) -> Counter:
     """Draw the condition video of every video, from the studio's exact keypoints; counts of written, kept and skipped.
 
     Skipped are broken videos, which `cut` makes again and `check` names.
     """
+    names = verbs.files(folder, "videos")
+    return Counter(verbs.each(partial(_annotate, folder=str(folder)), names, workers, progress, "annotate", scheduler))
 
-    def one(name: str) -> str:
-        split, number = _parse(name)
-        try:
-            video = probe(Path(folder) / "videos" / f"{name}.mp4")
-        except VideoError:
-            return "skipped"
-        clip = StudioClips(split, 1, video["frames"], (video["height"], video["width"]), video["fps"], start=number)
-        broken = _broken(folder, clip, ("conditions",))
-        if broken:
-            write_clip(folder, clip[0], broken)
-        return "written" if broken else "kept"
 
-    return Counter(verbs.each(one, verbs.files(folder, "videos"), workers, progress, "annotate"))
+def _annotate(name: str, folder: str) -> str:
+    split, number = _parse(name)
+    try:
+        video = probe(Path(folder) / "videos" / f"{name}.mp4")
+    except VideoError:
+        return "skipped"
+    clip = StudioClips(split, 1, video["frames"], (video["height"], video["width"]), video["fps"], start=number)
+    return _make(0, folder, clip, ("conditions",))
 
 
 def _cut_options(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +91,7 @@ def _cut_options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """The command line; see the module's text."""
-    return verbs.main("studio", __doc__, cut, annotate, split_of, STUDIO_LICENCE, _cut_options, argv)
+    return verbs.main("studio", __doc__, cut, annotate, STUDIO_LICENCE, _cut_options, split_of=split_of, argv=argv)
 
 
 if __name__ == "__main__":

@@ -1,21 +1,25 @@
 """What all data sets share: check, report, manifest, work that resumes, and the command line around the four verbs.
 
-A prepared data set is a folder with videos/NAME.mp4, conditions/NAME.mp4, if it has them masks/NAME.mp4, and a
-manifest.jsonl. Its script brings `cut` (raw material -> videos), `annotate` (videos -> conditions), a function from a
-clip's name to its split, and the licence, and hands them to `main`.
+A prepared data set is a folder with videos/NAME.mp4, conditions/NAME.mp4, if it has them masks/NAME.mp4 and
+reports/NAME.json (see `data_prep.raw`), and a manifest.jsonl. Its script brings `cut` (raw material -> videos),
+`annotate` (videos -> conditions), a function from a clip's name to its split, and the licence: `main` does the rest.
 """
 
 import argparse
+import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 from tqdm.contrib.concurrent import thread_map
 from tqdm.std import tqdm
 
-from rainlab.data.clips import PARTS, Entry, read_manifest, write_manifest
+from rainlab.data.clips import PARTS, SPLITS, Entry, read_manifest, write_manifest
 from rainlab.data.video import VideoError, iter_video, probe
+
+UNKNOWN = {"ok": False, "frames": 0, "height": 0, "width": 0, "fps": 0.0, "reason": ""}  # a file nothing is known of
 
 
 def files(folder: str | Path, part: str) -> dict[str, Path]:
@@ -24,10 +28,59 @@ def files(folder: str | Path, part: str) -> dict[str, Path]:
     return {path.stem: path for path in found if not path.name.startswith(".")}
 
 
-def each(function: Callable, items: Iterable, workers: int = 1, progress: bool = False, label: str = "") -> list:
-    """[function(item) for item in items] on `workers` threads (PyAV and torch work outside Python's lock)."""
-    items = list(items)
-    return thread_map(function, items, max_workers=workers, tqdm_class=tqdm, desc=label, disable=not progress)
+def split_of(name: str) -> str:
+    """The split that a clip's name begins with: train of train_91-3003CN5S."""
+    split = name.partition("_")[0]
+    if split not in SPLITS:
+        raise ValueError(
+            f"clip {name!r}: got no split, expected {'_, '.join(SPLITS)}_ at its beginning; move it elsewhere"
+        )
+    return split
+
+
+def each(
+    function: Callable,
+    items: Iterable,
+    workers: int = 1,
+    progress: bool = False,
+    label: str = "",
+    scheduler: str | None = None,
+) -> list:
+    """[function(item) for item in items], `workers` at a time.
+
+    They are threads of this process (PyAV and torch work outside Python's lock), with scheduler "local" processes of
+    this machine, with the address of a Dask scheduler that cluster's workers, which have to see the same files and this
+    code. For the latter two, function and items have to be such as can be pickled. The first error ends the work;
+    ModuleNotFoundError without the package distributed, ValueError if no scheduler answers.
+    """
+    items, bar = list(items), {"desc": label, "disable": not progress}
+    if scheduler is None:
+        return thread_map(function, items, max_workers=workers, tqdm_class=tqdm, **bar)
+    try:
+        from distributed import Client, as_completed
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("no scheduler: distributed is missing; `pip install -e .[cluster]`") from error
+    local = {"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None}
+    try:
+        client = Client(**local) if scheduler == "local" else Client(scheduler)
+    except OSError as error:
+        fix = "start one with `dask scheduler`, or correct the address"
+        raise ValueError(f"scheduler: got no answer from {scheduler}, expected a Dask scheduler; {fix}") from error
+    with client:
+        futures = client.map(function, items, pure=False)  # files change: the same call is not the same work
+        for future in tqdm(as_completed(futures), total=len(items), **bar):
+            if future.status == "error":
+                future.result()
+        return client.gather(futures)
+
+
+def read_report(folder: str | Path, name: str) -> dict:
+    """What cut and annotate noted of a clip in reports/NAME.json; {} if nothing."""
+    path = Path(folder) / "reports" / f"{name}.json"
+    try:
+        return json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    except ValueError:
+        return {"dropped": f"got an unreadable {path.name} in reports, expected JSON; run cut again"}
 
 
 def check_file(path: str | Path, least: int = 1, **expected: float) -> dict:
@@ -35,7 +88,7 @@ def check_file(path: str | Path, least: int = 1, **expected: float) -> dict:
 
     Not ok: missing, torn, not decodable, under `least` frames, or other frames, height, width or fps than `expected`.
     """
-    row = {"ok": False, "frames": 0, "height": 0, "width": 0, "fps": 0.0, "reason": ""}
+    row = dict(UNKNOWN)
     try:
         row |= probe(path)
         for _ in iter_video(path):
@@ -49,28 +102,53 @@ def check_file(path: str | Path, least: int = 1, **expected: float) -> dict:
     return row | {"ok": not wrong, "reason": "; ".join(wrong)}
 
 
-def check(folder: str | Path, least: int = 1, workers: int = 1, progress: bool = False) -> list[dict]:
+def check(
+    folder: str | Path,
+    least: int = 1,
+    workers: int = 1,
+    progress: bool = False,
+    most_missing: float = 0.1,
+    scheduler: str | None = None,
+) -> list[dict]:
     """One row per file of a data set, as of `check_file` plus name, part and path (relative to the folder).
 
     Every clip needs a video of at least `least` frames and a condition; masks only if any clip has one. Condition and
-    mask have to agree with the video in frames and size. Raises ValueError if there is no clip at all.
+    mask have to agree with the video in frames and size. Of clips with a report, those that cut has dropped have one
+    row, with its reason, and the condition may lack a detection in at most the share `most_missing` of its frames.
+    Raises ValueError if there is no clip at all.
     """
     there = {part: files(folder, part) for part in PARTS}
-    names = sorted(set().union(*there.values()))
+    reports = {path.stem for path in (Path(folder) / "reports").glob("[!.]*.json")}
+    names = sorted(reports.union(*there.values()))
     if not names:
         raise ValueError(f"{folder}: got no mp4 file in {', '.join(PARTS)}, expected clips; run cut first")
+    parts = [part for part in PARTS if part != "masks" or there["masks"]]
+    rows_of = partial(_rows, folder=str(folder), parts=parts, least=least, most_missing=most_missing)
+    return [row for rows in each(rows_of, names, workers, progress, "check", scheduler) for row in rows]
 
-    def rows_of(name: str) -> list[dict]:
-        rows, expected = [], {}
-        for part in [part for part in PARTS if part != "masks" or there["masks"]]:
-            path = f"{part}/{name}.mp4"
-            found = check_file(Path(folder) / path, least if part == "videos" else 1, **expected)
-            rows.append({"name": name, "part": part, "path": path} | found)
-            if part == "videos" and found["ok"]:
-                expected = {key: found[key] for key in ("frames", "height", "width")}
-        return rows
 
-    return [row for rows in each(rows_of, names, workers, progress, "check") for row in rows]
+def _rows(name: str, folder: str, parts: list[str], least: int, most_missing: float) -> list[dict]:
+    noted, rows, expected = read_report(folder, name), [], {}
+    for part in parts:
+        path = f"{part}/{name}.mp4"
+        if "dropped" in noted:
+            return [{"name": name, "part": part, "path": path} | UNKNOWN | {"reason": noted["dropped"]}]
+        found = check_file(Path(folder) / path, least if part == "videos" else 1, **expected)
+        if part == "conditions" and found["ok"] and noted:
+            reason = _missing(noted, most_missing)
+            found |= {"ok": not reason, "reason": reason}
+        rows.append({"name": name, "part": part, "path": path} | found)
+        if part == "videos" and found["ok"]:
+            expected = {key: found[key] for key in ("frames", "height", "width")}
+    return rows
+
+
+def _missing(noted: dict, most: float) -> str:
+    if "annotate" not in noted:
+        return "got a condition of an earlier video, expected one of this; run annotate"
+    frames, missing = noted["annotate"]["frames"], len(noted["annotate"]["missing"])
+    fault = f"got nothing detected in {missing} of {frames} frames, expected at most {most:g} of them"
+    return fault if missing > most * frames else ""
 
 
 def report(rows: list[dict]) -> str:
@@ -131,31 +209,38 @@ def main(
     description: str,
     cut: Callable[..., Counter],
     annotate: Callable[..., Counter],
-    split_of: Callable[[str], str],
     licence: str,
     cut_options: Callable[[argparse.ArgumentParser], None],
+    annotate_options: Callable[[argparse.ArgumentParser], None] = lambda parser: None,
+    split_of: Callable[[str], str] = split_of,
     argv: list[str] | None = None,
 ) -> int:
     """The command line of one data set, data_prep.<name>; `description` is its docstring, examples included.
 
-    cut and annotate are called with folder, workers, progress (and what `cut_options` adds to cut's parser) and return
-    counts of what was done. The exit status of check is 1 if it drops a file.
+    cut and annotate are called with folder, workers, progress, scheduler (and what their options add to their parsers)
+    and return counts of what was done. The exit status of check is 1 if it drops a file.
     """
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--folder", required=True, help="the prepared data set")
     common.add_argument("--workers", type=int, default=1, help="files worked on at the same time (1)")
+    common.add_argument("--scheduler", help="local: in processes, by Dask; ADDRESS: on a Dask cluster (threads)")
     common.add_argument("--quiet", action="store_true", help="no progress bar")
     checking = argparse.ArgumentParser(add_help=False)
     checking.add_argument("--least", type=int, default=1, help="drop videos with fewer frames (1)")
+    most = "drop clips where nobody is detected in more than this share of the frames (0.1)"
+    checking.add_argument("--most-missing", type=float, default=0.1, help=most)
     style = {"description": description, "formatter_class": argparse.RawDescriptionHelpFormatter}
     parser = argparse.ArgumentParser(prog=f"python -m data_prep.{name}", **style)
     verbs = parser.add_subparsers(dest="verb", required=True)
     cut_options(verbs.add_parser("cut", parents=[common], help="make the videos; good ones are kept", **style))
-    verbs.add_parser("annotate", parents=[common], help="make the condition videos; good ones are kept", **style)
+    annotating = verbs.add_parser("annotate", parents=[common], help="make the condition videos; likewise", **style)
+    annotate_options(annotating)
     verbs.add_parser("check", parents=[common, checking], help="decode every file, report what is dropped", **style)
-    verbs.add_parser("manifest", parents=[common, checking], help="check, then write manifest.jsonl", **style)
+    listing = verbs.add_parser("manifest", parents=[common, checking], help="check, then write manifest.jsonl", **style)
+    listing.add_argument("--licence", default=licence, help=f"what the manifest says of every clip ({licence})")
     options = vars(parser.parse_args(argv))
     verb, folder, progress = options.pop("verb"), options.pop("folder"), not options.pop("quiet")
+    licence = options.pop("licence", licence)
     try:
         if verb in ("cut", "annotate"):
             done = {"cut": cut, "annotate": annotate}[verb](folder, progress=progress, **options)
@@ -167,5 +252,10 @@ def main(
             print(summary(manifest(folder, rows, split_of, licence)))
             return 0
         return int(any(not row["ok"] for row in rows))
-    except ValueError as error:
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         parser.error(str(error))
+
+
+def device_option(parser: argparse.ArgumentParser) -> None:
+    """--device, where a detector computes."""
+    parser.add_argument("--device", default="cpu", help="where the detector computes: cpu or cuda (cpu)")

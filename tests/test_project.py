@@ -152,7 +152,10 @@ def test_everything_imported_is_a_declared_dependency():
     used = set().union(*(foreign(ast.parse(path.read_text("utf-8"))) for path in scripts))
     used = used.union(*(foreign(tree) for path in NOTEBOOKS for tree in cell_trees(path)))
     tests = set().union(*(foreign(ast.parse(path.read_text("utf-8"))) for path in (ROOT / "tests").glob("*.py")))
-    everywhere, ours = requirements("detect", "tensorrt", *PINNED), requirements("detect", *PINNED)
+    everywhere, ours = (
+        requirements("detect", "cluster", "tensorrt", *PINNED),
+        requirements("detect", "cluster", *PINNED),
+    )
     for names, declared in ((used, everywhere), (tests, ours)):
         # a package may be a shell around others, as tensorrt-rtx is
         known = {n for n in names if {canonicalize_name(d) for d in (n, *distributions.get(n, ()))} & declared.keys()}

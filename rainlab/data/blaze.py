@@ -23,7 +23,7 @@ from rainlab.files import digest, root
 
 Crop = tuple[float, float, float, float]
 
-# float16, version 1, from storage.googleapis.com/mediapipe-models/ (Apache-2.0, by their model cards); None: not checked
+# The files in float16, version 1, of storage.googleapis.com/mediapipe-models (Apache-2.0). None: not compared.
 SHA256 = {
     "pose_landmarker_full.task": "4eaa5eb7a98365221087693fcc286334cf0858e2eb6e15b506aa4a7ecdcec4ad",
     "face_landmarker.task": "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff",
@@ -69,7 +69,7 @@ def body() -> Callable[[np.ndarray], np.ndarray | None]:
 
 
 def face() -> Callable[[np.ndarray], np.ndarray | None]:
-    """The face mesh: picture uint8 (h, w, 3) -> 68 points in iBUG's order, float (68, 3), x, y in pixels and confidence.
+    """The face mesh: picture uint8 (h, w, 3) -> 68 points in iBUG's order, float (68, 3): x, y in pixels, confidence.
 
     The confidence is the face's, the same for all points. A face that is small in the picture is found at the head of a
     body. None where no face is seen. Raises as `networks` does.
@@ -82,7 +82,7 @@ def face() -> Callable[[np.ndarray], np.ndarray | None]:
         found = find(picture)
         if found is None and (whole := find_body(picture)) is not None:
             head = whole[[0, 14, 15, 16, 17], :2]
-            found = find(picture, (*head.mean(0), 5 * np.ptp(head, 0).max(), 0.0))
+            found = find(picture, (*head.mean(0), 3 * np.ptp(head, 0).max(), 0.0))
         if found is None:
             return None
         (low, high), eyes = found[:2], found[3] - found[2]
@@ -191,14 +191,14 @@ def sample(picture: np.ndarray, crop: Crop, size: int, beyond: str = "zeros") ->
 
 def _refine(points: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """Points (n, 2) of 0 … 1, each drawn to the centre of the warmth around it where its heat map, logits, is sure."""
-    rows, columns = heat.shape[:2]
+    size = np.array(heat.shape[1::-1])
+    places = np.stack(np.meshgrid(*map(np.arange, size)), -1)
     refined = points.copy()
-    for k, (x, y) in enumerate((points * [columns, rows]).astype(int)):
+    for k, (x, y) in enumerate((points * size).astype(int)):
         window = np.s_[max(y - 3, 0) : max(y + 4, 0), max(x - 3, 0) : max(x + 4, 0)]
-        warmth = _sigmoid(heat[(*window, k)])
+        warmth = _sigmoid(heat[window][..., k])
         if warmth.size and warmth.max() >= SEEN:
-            around = np.mgrid[:rows, :columns][(slice(None), *window)]
-            refined[k] = [(warmth * around[1]).sum() / columns, (warmth * around[0]).sum() / rows] / warmth.sum()
+            refined[k] = np.average(places[window].reshape(-1, 2), 0, warmth.ravel()) / size
     return refined
 
 

@@ -125,7 +125,8 @@ def crop_to(got: tuple[int, int], size: tuple[int, int], fit: str, path: str | P
     return slice(top, top + tall), slice(left, left + wide)
 
 
-def _resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture uint8 (h, w, 3) at `size` (height, width): bilinear, with antialiasing."""
     if picture.shape[:2] == tuple(size):
         return picture
     folded = torch.tensor(picture).permute(2, 0, 1)[None]
@@ -170,7 +171,7 @@ def iter_video(
             if frame.pts != wanted[found]:
                 break
             picture = frame.to_ndarray(format="rgb24", interpolation=_exact())
-            yield _resize(picture[rows, columns], size)
+            yield resized(picture[rows, columns], size)
             found += 1
             if found == len(wanted):
                 return
@@ -200,7 +201,7 @@ def read_picture(path: str | Path | BytesIO, size: tuple[int, int] | None = None
     whole = Image.new("RGBA", upright.size, "white")
     whole.alpha_composite(upright)
     picture = np.asarray(whole.convert("RGB"))
-    return picture if size is None else _resize(picture[crop_to(picture.shape[:2], size, fit, name)], size)
+    return picture if size is None else resized(picture[crop_to(picture.shape[:2], size, fit, name)], size)
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float = 12.0, lossless: bool = False, crf: int = 18) -> None:
