@@ -10,7 +10,8 @@ Examples:
   python -m data_prep.anime_faces annotate --folder data/anime --device cuda
   python -m data_prep.anime_faces check --folder data/anime --most-missing 0.1
   python -m data_prep.anime_faces manifest --folder data/anime --licence "by permission of the studio"
-Each can be interrupted and called again: good files are kept, broken ones made again.
+`prepare` takes the options of all and does them one after the other. Each can be interrupted and called again: good
+files are kept, broken ones made again.
 """
 
 import argparse

@@ -10,7 +10,8 @@ Examples:
   python -m data_prep.panda70m check --folder data/panda --least 16 --workers 16 --scheduler local
   python -m data_prep.panda70m manifest --folder data/panda --least 16
 The videos, raw/panda/VIDEOID.mp4, may be some of the table's: the clips are chosen among theirs.
-Each can be interrupted and called again: good files are kept, broken ones made again.
+`prepare` takes the options of all and does them one after the other. Each can be interrupted and called again: good
+files are kept, broken ones made again.
 """
 
 import argparse

@@ -9,7 +9,8 @@ Examples:
   python -m data_prep.ubc_fashion annotate --folder data/ubc --device cuda
   python -m data_prep.ubc_fashion check --folder data/ubc --most-missing 0.1
   python -m data_prep.ubc_fashion manifest --folder data/ubc --most-missing 0.1
-Each can be interrupted and called again: good files are kept, broken ones made again.
+`prepare` takes the options of all and does them one after the other. Each can be interrupted and called again: good
+files are kept, broken ones made again.
 """
 
 import argparse

@@ -6,6 +6,7 @@ reports/NAME.json (see `data_prep.raw`), and a manifest.jsonl. Its script brings
 """
 
 import argparse
+import inspect
 import json
 import math
 from collections import Counter
@@ -218,7 +219,8 @@ def main(
     """The command line of one data set, data_prep.<name>; `description` is its docstring, examples included.
 
     cut and annotate are called with folder, workers, progress, scheduler (and what their options add to their parsers)
-    and return counts of what was done. The exit status of check is 1 if it drops a file.
+    and return counts of what was done. The exit status of check is 1 if it drops a file. `prepare` does all there is to
+    do: cut, annotate, manifest.
     """
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--folder", required=True, help="the prepared data set")
@@ -237,18 +239,35 @@ def main(
     annotate_options(annotating)
     verbs.add_parser("check", parents=[common, checking], help="decode every file, report what is dropped", **style)
     listing = verbs.add_parser("manifest", parents=[common, checking], help="check, then write manifest.jsonl", **style)
-    listing.add_argument("--licence", default=licence, help=f"what the manifest says of every clip ({licence})")
+    whole = {
+        "parents": [common, checking],
+        "conflict_handler": "resolve",
+    }  # cut and annotate may have an option in common
+    everything = verbs.add_parser("prepare", help="cut, annotate and manifest, one after the other", **whole, **style)
+    cut_options(everything)
+    annotate_options(everything)
+    for last in (listing, everything):
+        last.add_argument("--licence", default=licence, help=f"what the manifest says of every clip ({licence})")
     options = vars(parser.parse_args(argv))
     verb, folder, progress = options.pop("verb"), options.pop("folder"), not options.pop("quiet")
     licence = options.pop("licence", licence)
     try:
-        if verb in ("cut", "annotate"):
-            done = {"cut": cut, "annotate": annotate}[verb](folder, progress=progress, **options)
-            print(f"{verb}: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(done.items())))
+        checks = {key: options.pop(key) for key in ("least", "most_missing") if key in options}
+        shared = {key: options[key] for key in ("workers", "scheduler")}
+        own = {key: options[key] for key in vars(annotating.parse_args(["--folder", folder])).keys() & options.keys()}
+        makers = {"cut": (cut, options), "annotate": (annotate, own)}
+        if verb == "prepare":
+            takes = inspect.signature(cut).parameters
+            makers["cut"] = cut, {key: options[key] for key in options if key not in own or key in takes}
+        for maker in [verb] if verb in makers else [*makers] if verb == "prepare" else []:
+            function, given = makers[maker]
+            done = function(folder, progress=progress, **given)
+            print(f"{maker}: " + ", ".join(f"{count} {outcome}" for outcome, count in sorted(done.items())))
+        if verb in makers:
             return 0
-        rows = check(folder, progress=progress, **options)
+        rows = check(folder, progress=progress, **checks, **shared)
         print(report(rows))
-        if verb == "manifest":
+        if verb in ("manifest", "prepare"):
             print(summary(manifest(folder, rows, split_of, licence)))
             return 0
         return int(any(not row["ok"] for row in rows))

@@ -452,6 +452,9 @@ def test_the_command_line_of_ubc_fashion(fashion, call, monkeypatch):
     assert status == 1 and "3 of 4 clips are complete\ndropped videos/test_C.mp4: got no such raw video" in shown
     status, shown = call(ubc_fashion, "manifest")
     assert status == 0 and shown.endswith("manifest.jsonl: train 3 clips, 18 frames, licence CC BY-NC 4.0\n")
+    again = call(ubc_fashion, f"prepare --videos raw/train {lists} --device cpu --most-missing 0.1 --licence mine")
+    assert again[0] == 0 and again[1].startswith("cut: 3 kept, 1 missing\nannotate: 3 kept\n")
+    assert again[1].endswith("3 clips, 18 frames, licence mine\n")
 
 
 def test_the_command_line_of_panda70m(panda, call, monkeypatch):
@@ -475,6 +478,8 @@ def test_the_command_line_of_anime_faces(tmp_path, call, monkeypatch):
     report = json.loads((tmp_path / "out/reports/test_show-000.json").read_text())
     assert report["annotate"] == {"detector": "stand-in", "frames": 12, "missing": []}
     assert call(anime_faces, "manifest --licence mine")[1].endswith("test 1 clips, 12 frames, licence mine\n")
+    again = call(anime_faces, f"prepare --videos raw --split test {rules} --device cpu")
+    assert again[1].startswith("cut: 1 kept\nannotate: 1 kept\n")
 
 
 @pytest.mark.parametrize("module", [ubc_fashion, panda70m, anime_faces])

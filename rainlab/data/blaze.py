@@ -185,7 +185,7 @@ def sample(picture: np.ndarray, crop: Crop, size: int, beyond: str = "zeros") ->
     steps = (np.arange(size) + 0.5) / size
     points = _back(np.stack(np.meshgrid(steps, steps), -1), crop)
     grid = torch.from_numpy((2 * points + 1) / [width, height] - 1).float()
-    planes = torch.from_numpy(picture).permute(2, 0, 1).float()
+    planes = torch.tensor(picture).permute(2, 0, 1).float()
     return grid_sample(planes[None], grid[None], padding_mode=beyond, align_corners=False)[0].permute(1, 2, 0).numpy()
 
 
