@@ -89,6 +89,9 @@ TRAININGS = {
     "distill_k8": training("22_distill", K8, "distill3d", after=("stage2_k8", "distill")),
     "distill_causal": training("22_distill", CAUSAL, "distill3d", after=("stage2_causal", "distill")),
 }
+if FULL.autoencoder.kind != "small":  # published: nothing to train
+    del TRAININGS["autoencoder"]
+    TRAININGS["stage1"] = replace(TRAININGS["stage1"], after=())
 MEASUREMENTS = {
     "studio": Job("10_studio"),
     "data_prep": Job("11_data_prep"),
