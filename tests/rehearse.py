@@ -33,7 +33,7 @@ def write_raw(folder: Path) -> None:
 
     for split, count in LISTS.items():
         names = [f"{split}{number}" for number in range(count)]
-        for name, clip in zip(names, StudioClips(split, count, 36, (120, 92)), strict=True):
+        for name, clip in zip(names, StudioClips(split, count, 24, (120, 92)), strict=True):
             write_video(folder / f"{name}.mp4", clip.frames, clip.fps)
         (folder / f"fashion_{split}.txt").write_text("".join(f"https://x.org/{name}.mp4\n" for name in names))
 
@@ -77,7 +77,7 @@ def main(folder: Path) -> None:
     for command in commands():
         print(f"\n$ {command}", flush=True)
         command = command.replace("make ", "make -o .venv/.installed ")  # nothing to install
-        subprocess.run(["bash", "-c", f"export PYTHONPATH=$PWD; {command}"], cwd=folder, check=True)
+        subprocess.run(["bash", "-c", f"export PYTHONPATH=$PWD:$PYTHONPATH; {command}"], cwd=folder, check=True)
 
 
 def commands() -> list[str]:
