@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from test_detect import dwpose_files
 
 ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = {
@@ -40,6 +39,8 @@ def write_raw(folder: Path) -> None:
 
 def write_weights(folder: Path, preset) -> None:
     """Published files in their formats and places, of the preset's widths, with random content."""
+    from test_detect import dwpose_files
+
     from rainlab.measure.paper_scale import write_stand_ins
     from rainlab.method.unet import UNet
 

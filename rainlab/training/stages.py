@@ -213,7 +213,8 @@ def trained(preset: Preset, stage: str, device: str | torch.device = "cpu") -> R
     check_stage(stage)
     model = RAIN.build(preset, motion=stage in WINDOWED, guidance=stage.startswith("distill"))
     known = _fill(model, preset, _chain(stage))
-    if missing := sorted({name for part in _chain(stage) for name in trainable(model, part)} - known):
+    parts = [part for part in _chain(stage) if not _published(preset, part)]
+    if missing := sorted({name for part in parts for name in trainable(model, part)} - known):
         raise ValueError(f"{stage}: its runs hold no weights for {missing[:3]} … ({len(missing)} in all)")
     return model.to(device).eval().requires_grad_(False)
 
@@ -224,6 +225,11 @@ def _chain(stage: str) -> list[str]:
     return list(dict.fromkeys([*before, stage]))
 
 
+def _published(preset: Preset, stage: str) -> bool:
+    """Whether a stage's weights come with the networks and no run has them."""
+    return stage == "autoencoder" and preset.autoencoder.kind != "small"
+
+
 def _fill(model: RAIN, preset: Preset, chain: list[str]) -> set[str]:
     """Load what the stages of ``chain`` trained; returns the names that there were weights for.
 
@@ -231,8 +237,7 @@ def _fill(model: RAIN, preset: Preset, chain: list[str]) -> set[str]:
     """
     weights: dict[str, Tensor] = {}
     for name in reversed(chain):
-        published = name == "autoencoder" and preset.autoencoder.kind != "small"
-        if not published and not set(trainable(model, name)) <= weights.keys():
+        if not _published(preset, name) and not set(trainable(model, name)) <= weights.keys():
             weights = weights_of(run_id(preset, name)) | weights
     have = model.state_dict()  # a 2D network leaves the motion modules of its chain aside
     model.load_state_dict({name: tensor for name, tensor in weights.items() if name in have}, strict=False)
