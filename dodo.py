@@ -41,7 +41,8 @@ if RECORDING not in (known := ("no", "measured", "yes")):
 ROOT = Path(__file__).parent
 CODE = [str(path) for path in sorted((ROOT / "rainlab").rglob("*.py"))]
 FULL = make_preset(PRESET)
-ALONE = ("studio", "data_prep", "soak", "engine", "features", "fvd_null", "paper_scale")  # runs of no preset that pages refer to
+# runs of no preset that pages refer to
+ALONE = ("studio", "data_prep", "soak", "engine", "features", "fvd_null", "paper_scale")
 K8, CAUSAL = (override(FULL, change) for change in list(evaluate.ABLATIONS.values())[1:])
 
 WIDGET = "application/vnd.jupyter.widget-view+json"

@@ -1,7 +1,8 @@
 """Frozen configurations and the three presets: one code path, other numbers.
 
 A preset is plain data. Notebooks take its name as the parameter ``preset`` and override single values by dotted name:
-``make_preset("tiny", {"stage1.steps": 30, "data.clips": 48})``; an unknown name is an error, never ignored.
+``make_preset("tiny", {"stage1.steps": 30, "data.clips": 48})``; an unknown name is an error, never ignored. Paths that
+are not absolute begin in the project's root, wherever a notebook runs.
 """
 
 from __future__ import annotations

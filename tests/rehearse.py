@@ -19,10 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 NUMBERS = {
     "data.height": 96, "data.width": 64, "data.fps": 12.0, "data.frames": 16, "data.test_frames": 20,
     "model.channels": (32, 32), "model.norm_groups": 8, "model.heads": 2, "model.cross_attention_dim": 24,
-    "model.guidance_dim": 16, "model.guider_widths": (8, 8, 8, 16), "data.clips": 6, "data.test_clips": 3,
+    "model.guidance_dim": 16, "model.guider_widths": (8, 8, 8, 16), "data.clips": 6, "data.test_clips": 8,
 } | {f"{stage}.{key}": value for stage in ("stage1", "stage2", "distill2d", "distill3d")
      for key, value in {"steps": 4, "batch": 2, "warmup": 1, "save_every": 2}.items()}  # fmt: skip
-LISTS = {"train": 6, "test": 3}
+LISTS = {"train": 6, "test": 8}
 
 
 def write_raw(folder: Path) -> None:

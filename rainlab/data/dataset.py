@@ -21,7 +21,7 @@ from tqdm import tqdm
 from rainlab import runs
 from rainlab.config import DataConfig
 from rainlab.data.clips import TOGETHER, Clip, ManifestClips, StudioClips
-from rainlab.files import atomic_path, write_json
+from rainlab.files import atomic_path, root, write_json
 from rainlab.method.rain import to_signed
 from rainlab.method.vae import VAE
 
@@ -73,7 +73,7 @@ def clips_of(cfg: DataConfig, split: str) -> Sequence[Clip]:
     if cfg.source == "studio":
         pause = cfg.facing and split == "train"  # a test clip has its gap instead
         return StudioClips(split, count, frames, cfg.size, cfg.fps, facing=cfg.facing, pause=pause)
-    return ManifestClips(cfg.source, split, cfg.size, frames)
+    return ManifestClips(root() / cfg.source, split, cfg.size, frames)
 
 
 class TrainingSet:

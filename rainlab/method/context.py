@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rainlab.config import ModelConfig
+from rainlab.files import root
 
 
 class SmallContext(nn.Module):
@@ -51,11 +50,12 @@ def build_context(cfg: ModelConfig) -> nn.Module:
         return SmallContext(cfg.cross_attention_dim)
     if cfg.context != "clip":
         raise ValueError(f"model.context: got {cfg.context!r}, expected small or clip")
-    if not Path(cfg.context_path).is_dir():
+    path = root() / cfg.context_path
+    if not cfg.context_path or not path.is_dir():
         raise FileNotFoundError(
             f"CLIP vision tower: {cfg.context_path!r} is not there. Put the image_encoder folder of "
             "sd-image-variations in that place (README, 'Paper scale') or choose model.context='small'"
         )
     from transformers import CLIPVisionModelWithProjection
 
-    return ClipContext(CLIPVisionModelWithProjection.from_pretrained(cfg.context_path, local_files_only=True))
+    return ClipContext(CLIPVisionModelWithProjection.from_pretrained(path, local_files_only=True))

@@ -7,13 +7,13 @@ All map float pictures in [-1, 1] to latents of about unit variance, ``(…, 3, 
 from __future__ import annotations
 
 import math
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rainlab.config import AutoencoderConfig
+from rainlab.files import root
 
 SD_SCALE = 0.18215  # AutoencoderKL's latents are multiplied by this before diffusion
 
@@ -196,7 +196,8 @@ def build(cfg: AutoencoderConfig) -> VAE:
         return SmallVAE(cfg)
     if cfg.kind not in ("kl", "taesd", "taesdv"):
         raise ValueError(f"autoencoder.kind: got {cfg.kind!r}, expected small, kl, taesd or taesdv")
-    if not Path(cfg.path).exists():
+    path = root() / cfg.path
+    if not path.exists():
         raise FileNotFoundError(
             f"autoencoder weights: {cfg.path!r} is not there. Put the published {cfg.kind} weights in that place "
             "(README, 'Paper scale') or choose autoencoder.kind='small'"
@@ -205,10 +206,10 @@ def build(cfg: AutoencoderConfig) -> VAE:
         from safetensors.torch import load_file
 
         model = TAESDV()
-        model.load_state_dict(load_file(cfg.path))
+        model.load_state_dict(load_file(path))
         return model.eval()
     from diffusers import AutoencoderKL, AutoencoderTiny
 
     if cfg.kind == "kl":
-        return KL(AutoencoderKL.from_pretrained(cfg.path, local_files_only=True)).eval()
-    return TAESD(AutoencoderTiny.from_pretrained(cfg.path, local_files_only=True)).eval()
+        return KL(AutoencoderKL.from_pretrained(path, local_files_only=True)).eval()
+    return TAESD(AutoencoderTiny.from_pretrained(path, local_files_only=True)).eval()

@@ -27,7 +27,7 @@ from torch import Tensor
 from rainlab import runs
 from rainlab.config import PRESETS, Preset, StageConfig, identity, make_preset
 from rainlab.data import dataset
-from rainlab.files import digest
+from rainlab.files import digest, root
 from rainlab.method import pretrained
 from rainlab.method.checkpoint import fill
 from rainlab.method.rain import RAIN, start_guidance, to_signed
@@ -104,10 +104,10 @@ class Training:
         torch.manual_seed(self.loop.seed)
         model = RAIN.build(self.preset, motion=self.stage in WINDOWED, guidance=self.stage.startswith("distill"))
         published = self.preset.model
-        if self.stage == "stage1":
-            pretrained.start(model, spatial=published.unet_path)
-        if self.stage == "stage2":
-            pretrained.start(model, motion=published.motion_path)
+        if self.stage == "stage1" and published.unet_path:
+            pretrained.start(model, spatial=root() / published.unet_path)
+        if self.stage == "stage2" and published.motion_path:
+            pretrained.start(model, motion=root() / published.motion_path)
         _fill(model, self.source, _chain(self.stage)[:-1])
         return STARTS[self.stage](self, model, device)
 
