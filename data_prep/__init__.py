@@ -1,1 +1,1 @@
-"""Data sets as clips: one script each, all with the verbs cut, annotate, check and manifest (see `data_prep.verbs`)."""
+"""Data sets as clips: one script each, all with the verbs cut, annotate, check, manifest and prepare (see `verbs`)."""
