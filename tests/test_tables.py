@@ -7,7 +7,7 @@ import micro
 import pytest
 
 from rainlab import runs
-from rainlab.config import override
+from rainlab.config import identity, override
 from rainlab.measure import ablations, bench, evaluate, latency, pages, reported, tables
 from rainlab.training import stages
 
@@ -37,7 +37,8 @@ def recorded():
     for i, (a, b) in enumerate(evaluate.PAIRS):
         run.record("psnr_fg", 2.0 + i, 1.0 + i, 3.0 + i, 32, "p", a=a, b=b)
     run.finish()
-    about = {"preset": CONFIG.name, "model": CONFIG.model, "autoencoder": CONFIG.autoencoder, "size": CONFIG.data.size}
+    parts = {"model": identity(CONFIG.model), "autoencoder": CONFIG.autoencoder}
+    about = {"preset": CONFIG.name, "size": CONFIG.data.size} | parts
     about |= {"threads": 1}
     run = runs.open_run("speed", about, bench.VERSION)
     for contender, speed in {"DDIM, 20 steps": 1.0, "stream": 5.0}.items():
