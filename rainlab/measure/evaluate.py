@@ -139,7 +139,7 @@ def _streamed(preset: Preset, method: str, model: RAIN, reference: np.ndarray, c
         running = Live2Diff(model, cfg.window, cfg.window // 2, **options)
     else:
         running = StreamDiffusion(model, **options)
-    before = cfg.window - cfg.window // cfg.groups  # as much past as in RAIN's window
+    before = cfg.window - cfg.group_size  # as much past as in RAIN's window
     driver = mirrored(condition.shape[1], before, running.latency_frames - 1)
     films = []
     for picture, clip in tqdm(zip(reference, condition, strict=True), "streams", len(reference), leave=False):
@@ -224,7 +224,7 @@ def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
     if method in (*STANDING_STILL, *OTHERS, *SLOW):
         frozen = np.repeat(held.condition[:STILL, :1], held.frames.shape[1], axis=1)
         still = _streamed(preset, method, model, held.reference[:STILL], frozen)
-        size = preset.stream.window // preset.stream.groups
+        size = preset.stream.group_size
         values["flicker"] = metrics.flicker(still)
         if size > 1:
             values["flicker_border_ratio"] = metrics.border_ratio(still, size)

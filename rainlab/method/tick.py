@@ -67,7 +67,7 @@ class Tick(nn.Module):
         if cfg.sink:
             raise ValueError("sink: got a stream with one, expected none here; use rainlab.Stream, also with fast=True")
         self.window, self.groups, self.steps = cfg.window, cfg.groups, cfg.steps_per_group
-        self.group_size, self.guidance_dim = cfg.window // cfg.groups, model.denoising_unet.cfg.guidance_dim
+        self.group_size, self.guidance_dim = cfg.group_size, model.denoising_unet.cfg.guidance_dim
         self.unet = FastUNet(model.denoising_unet, rewrites)
         if fp8:
             quantise(self.unet)
