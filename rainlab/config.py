@@ -133,12 +133,12 @@ class StageConfig:
     decay: float = 0.0
     weight_decay: float = 0.01
     clip_norm: float = 1.0
-    ema: float = 0.999  # in the distillation stages this average is the target network (LCM: 0.95)
+    ema: float = 0.999  # of the weights, 0: none; in distillation this average is the target network (LCM: 0.95)
     accumulate: int = 1
     checkpointing: bool = False
     save_every: int = 250
     seed: int = 0
-    optimizer: str = added("adamw")  # or "muon": that on matrices, AdamW on the rest (:mod:`rainlab.training.optim`)
+    optimizer: str = added("adamw")  # "adamw8bit", "muon": that on matrices and AdamW on the rest (training/optim.py)
     matrix_rate: float = added(0.01)  # Muon's learning rate at the height of the schedule
     momentum: float = added(0.95)  # Muon's
     times: str = added("staircase")  # of stage 2: RAIN's; or "uniform", one level for a window: AnimateAnyone's

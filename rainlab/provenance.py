@@ -3,6 +3,7 @@
 import os
 import platform
 import re
+import resource
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -64,6 +65,15 @@ def made_with(project: Path, seconds: float) -> dict:
         "versions": versions(),
         "hardware": hardware(project),
     }
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held, in bytes."""
+    if sys.platform == "linux":  # getrusage's figure begins with that of the process that started this one
+        held = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
+        if held:
+            return int(held[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _command(folder: Path, *words: str) -> str | None:

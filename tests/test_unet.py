@@ -71,6 +71,25 @@ def test_checkpointing_makes_every_layer_twice_and_changes_no_gradient(monkeypat
     assert all(worst(plain[name], again[name]) < 1e-5 * (1 + plain[name].abs().max()) for name in plain)
 
 
+def test_checkpointing_of_a_reference_network_changes_neither_bank_nor_gradients():
+    model = micro.model().requires_grad_(True)
+    reference, unet = model.reference_unet, model.denoising_unet
+    latents, times, context = torch.randn(1, 4, 4, 8, 6), torch.full((1, 4), 9), torch.randn(1, 1, 16)
+
+    def made(checkpointing):
+        reference.checkpointing = unet.checkpointing = checkpointing
+        model.zero_grad()
+        bank = reference.bank(latents[:, 0], context)
+        first = {name: states.detach().clone() for name, states in bank.items()}
+        unet(latents, times, context, reference=bank).square().sum().backward()
+        assert all(torch.equal(bank[name], first[name]) for name in bank)  # no second pass wrote into it
+        return first | {name: p.grad.clone() for name, p in reference.named_parameters() if p.grad is not None}
+
+    plain, again = made(False), made(True)
+    assert plain.keys() == again.keys() and len(plain) > 50
+    assert all(worst(plain[name], again[name]) < 1e-5 * (1 + plain[name].abs().max()) for name in plain)
+
+
 def test_a_dropped_reference_is_no_reference():
     b = golden("b_denoise")
     names = {"latents": "sample", "timesteps": "timesteps", "context": "clip", "pose": "pose_fea", "guidance": "w_emb"}

@@ -4,8 +4,6 @@ The weights are random, for time, size and memory do not depend on them: SD 1.5'
 fp16, the decoder TAESDV. Ten minutes, 16 GB of memory and 6 GB of disk are enough.
 """
 
-import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -18,6 +16,7 @@ from rainlab.config import Preset, identity, make_preset, override
 from rainlab.method.export import build_engine, to_onnx
 from rainlab.method.rain import RAIN
 from rainlab.method.vae import TAESDV
+from rainlab.provenance import peak_bytes
 
 VERSION = 1
 
@@ -55,8 +54,7 @@ def build(preset: Preset | None = None, capability: str = "SM89") -> runs.Run:
         built = build_engine(onnx, folder / "tick.engine", capability)
     run.record("build_seconds", built["seconds"])
     run.record("engine_bytes", built["bytes"])
-    unit = 1 if sys.platform == "darwin" else 1024
-    run.record("peak_bytes", float(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit))
+    run.record("peak_bytes", float(peak_bytes()))
     return run.finish()
 
 

@@ -12,8 +12,6 @@ waits until the stream is free, and the tick that makes the frame.
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +26,7 @@ from rainlab.config import Preset, StreamConfig, identity
 from rainlab.data.clips import StudioClips
 from rainlab.method.rain import RAIN
 from rainlab.method.stream import Stream
+from rainlab.provenance import peak_bytes
 
 VERSION = 1
 QUANTILES = (0.5, 0.95, 0.99)
@@ -65,7 +64,7 @@ def label(cfg: StreamConfig) -> str:
 def watch(preset: Preset, cfg: StreamConfig, rate: float, seconds: float, threads: int) -> Watched:
     """Run a fast stream of random weights with ``rate`` conditions a second."""
     torch.set_num_threads(threads)
-    clip, before = StudioClips("test", 1, 16, preset.data.size)[0], _peak()
+    clip, before = StudioClips("test", 1, 16, preset.data.size)[0], peak_bytes()
     began = time.perf_counter()
     model = RAIN.build(preset, motion=True, guidance=True)
     stream = Stream(model, fast=True, **asdict(cfg))
@@ -91,7 +90,7 @@ def watch(preset: Preset, cfg: StreamConfig, rate: float, seconds: float, thread
             values.append(stream.seconds[part] - spent[part])
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     found = {part: np.array(values) for part, values in parts.items()}
-    return Watched(np.array(queue), np.array(tick), found, first, ready, weights, _peak() - before)
+    return Watched(np.array(queue), np.array(tick), found, first, ready, weights, peak_bytes() - before)
 
 
 def latency(preset: Preset, record: bool = False, seconds: float = SECONDS) -> runs.Run:
@@ -140,8 +139,3 @@ def _record(run: runs.Run, name: str, cfg: StreamConfig, rate: float, found: Wat
              "weights_bytes": found.weights, "peak_bytes": found.peak}  # fmt: skip
     for metric, value in alone.items():
         run.record(metric, value, n=n, protocol=PROTOCOL, setting=name)
-
-
-def _peak() -> int:
-    """The most memory this process ever held, in bytes."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -8,8 +8,6 @@ the path to the published weights has been walked to its end, which says nothing
 from __future__ import annotations
 
 import json
-import resource
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +23,7 @@ from rainlab.method import pretrained
 from rainlab.method.guider import PoseGuider
 from rainlab.method.stream import Stream
 from rainlab.method.unet import UNet
+from rainlab.provenance import peak_bytes
 
 VERSION = 1
 SIZE = 512
@@ -119,7 +118,7 @@ class _Seconds:
     def __call__(self, metric: str, **labels: float) -> None:
         now = time.perf_counter()
         self.run.record(metric, now - self.since, **labels)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        peak = peak_bytes()
         self.run.record("peak_bytes", float(peak), after=metric, **labels)
         print(f"{metric:20}{now - self.since:8.1f} s{peak / 1e9:8.1f} GB", flush=True)
         self.since = now

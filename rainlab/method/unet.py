@@ -133,7 +133,7 @@ class SpatialTransformer(nn.Module):
         y = pointwise(self.proj_in, rearrange(self.norm(x), "b c h w -> b (h w) c"))
         h = block.norm1(y)
         if cond.bank is not None:
-            cond.bank[self.name] = h
+            cond.bank.setdefault(self.name, h)  # a checkpoint's second pass leaves the first one's
             if self.last:  # nothing after this tap reaches the bank
                 return x
         reference = cond.reference[self.name] if cond.reference is not None else None
@@ -413,7 +413,7 @@ class UNet(nn.Module):
         return x
 
     def _layer(self, level: Level, j: int, x: Tensor, cond: Condition) -> Tensor:
-        if self.checkpointing and torch.is_grad_enabled() and cond.bank is None:
+        if self.checkpointing and torch.is_grad_enabled():
             return checkpoint(level.layer, j, x, cond, use_reentrant=False)
         return level.layer(j, x, cond)
 

@@ -135,7 +135,7 @@ def start(model: nn.Module, names: list[str], cfg: StageConfig, ema: dict[str, T
     if missing := wanted - set(parameters):
         raise ValueError(f"got parameter names that the model lacks: {sorted(missing)[:3]} …")
     if ema is None:
-        ema = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        ema = {name: p.detach().clone() if cfg.ema else p.detach() for name, p in parameters.items()}
     ema = {name: ema[name] for name in parameters}  # the same order: the update runs over both lists
     return State(parameters, ema, optim.build(parameters, cfg))
 
@@ -143,10 +143,12 @@ def start(model: nn.Module, names: list[str], cfg: StageConfig, ema: dict[str, T
 def save_state(state: State, path: os.PathLike) -> None:
     """Write everything needed to go on, atomically, as safetensors."""
     tensors = {f"parameter/{k}": v.detach() for k, v in state.parameters.items()}
-    tensors |= {f"ema/{k}": v for k, v in state.ema.items()}
     for name, parameter in state.parameters.items():
+        if state.ema[name].data_ptr() != parameter.data_ptr():  # without an average they are the same
+            tensors[f"ema/{name}"] = state.ema[name]
         for key, value in state.optimizer.state.get(parameter, {}).items():
-            tensors[f"optimizer/{key}/{name}"] = value
+            shared = key.startswith("qmap")  # the table of 8-bit numbers, one for all parameters
+            tensors[f"optimizer/{key}/{name}"] = value.clone() if shared else torch.as_tensor(value)
     note = {key: json.dumps(getattr(state, key)) for key in ("step", "begun", "history", "pending")}
     write_tensors(path, tensors, note)
 
@@ -157,14 +159,18 @@ def load_state(state: State, path: os.PathLike) -> None:
         note = file.metadata()
         for name, parameter in state.parameters.items():
             parameter.copy_(file.get_tensor(f"parameter/{name}"))
-            state.ema[name].copy_(file.get_tensor(f"ema/{name}"))
-        slots: dict[str, dict[str, Tensor]] = {name: {} for name in state.parameters}
+        slots: dict[str, dict[str, Tensor | int]] = {name: {} for name in state.parameters}
         for key in file.keys():  # noqa: SIM118 — safe_open is no mapping
             kind, _, rest = key.partition("/")
+            if kind == "ema":
+                state.ema[rest].copy_(file.get_tensor(key))
             if kind == "optimizer":
                 slot, _, name = rest.partition("/")
                 tensor = file.get_tensor(key)
-                slots[name][slot] = tensor if slot == "step" else tensor.to(state.parameters[name].device)
+                if slot != "step":
+                    slots[name][slot] = tensor.to(state.parameters[name].device)
+                else:  # a counter, and a plain number in the optimiser of 8 bits
+                    slots[name][slot] = tensor if tensor.is_floating_point() else tensor.item()
     for name, values in slots.items():
         if values:
             state.optimizer.state[state.parameters[name]] = values
@@ -175,8 +181,10 @@ def load_state(state: State, path: os.PathLike) -> None:
 def averaged(path: os.PathLike) -> tuple[int, dict[str, Tensor]]:
     """(steps done, averaged weights by name) of a file of :func:`save_state`."""
     with safe_open(path, "pt") as file:
-        names = [key for key in file.keys() if key.startswith("ema/")]  # noqa: SIM118 — safe_open is no mapping
-        return int(file.metadata()["step"]), {name.removeprefix("ema/"): file.get_tensor(name) for name in names}
+        keys = list(file.keys())
+        kind = "ema/" if any(key.startswith("ema/") for key in keys) else "parameter/"
+        tensors = {key.removeprefix(kind): file.get_tensor(key) for key in keys if key.startswith(kind)}
+        return int(file.metadata()["step"]), tensors
 
 
 def fit(

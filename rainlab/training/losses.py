@@ -74,6 +74,12 @@ def in_sight(batch: Batch, draw: Draw, cfg: StreamConfig) -> Batch:
     return replace(batch, latents=batch.latents[:, : cfg.window], condition=batch.condition[:, : cfg.window])
 
 
+def kept(draw: Draw, dropout: float, device: torch.device) -> Tensor | None:
+    """Whose reference stays, ``(b,)`` bool; None if all do, which no device has to be waited for to know."""
+    keep = draw.uniform() >= dropout if dropout else None
+    return None if keep is None or keep.all() else keep.to(device)
+
+
 def denoising_loss(model: RAIN, preset: Preset, times: Times) -> Loss:
     """Weighted v-prediction loss of stages 1 and 2, which differ only in how ``times`` are drawn.
 
@@ -100,11 +106,10 @@ def sample_losses(model: RAIN, preset: Preset, times: Times, dropout: float | No
         timesteps = times(draw, f, preset).to(device) - 1
         noise = draw.normal(*latents.shape[1:]) + cfg.noise_offset * draw.normal(f, c, 1, 1)
         noise = noise.to(device)
-        keep = draw.uniform() >= dropout
-        drops = not bool(keep.all())  # asked before it goes to a device, which would have to be waited for
-        keep = keep.to(device)
+        keep = kept(draw, dropout, device)
         bank, context = model.look(to_signed(batch.reference), batch.reference_latents)
-        context = torch.where(keep[:, None, None], context, NULL_CONTEXT)
+        if keep is not None:
+            context = torch.where(keep[:, None, None], context, NULL_CONTEXT)
         v = model.denoising_unet(
             schedule.add_noise(latents, noise, timesteps),
             timesteps,
@@ -113,7 +118,7 @@ def sample_losses(model: RAIN, preset: Preset, times: Times, dropout: float | No
             None,
             bank,
             temporal_mask=temporal_mask(stream, f, device) if motion else None,
-            reference_keep=keep if drops else None,
+            reference_keep=keep,
         )
         target = schedule.velocity(latents, noise, timesteps)
         error = F.mse_loss(v.float(), target, reduction="none").mean((2, 3, 4))

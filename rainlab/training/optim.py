@@ -1,4 +1,6 @@
-"""Muon for matrices, AdamW for everything else, as one optimiser whose state is plain tensors.
+"""AdamW, AdamW with its averages in 8 bits, or Muon for matrices and AdamW for everything else.
+
+Their states are plain tensors, so that every training is saved and resumed in the same way.
 
 Muon (Keller Jordan and others, 2024, https://kellerjordan.github.io/posts/muon) steps along the momentum with all its
 singular values brought to about one, so that directions with small gradients learn as fast as the others.
@@ -7,6 +9,7 @@ singular values brought to about one, so that directions with small gradients le
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from types import ModuleType
 
 import torch
 from torch import Tensor, nn
@@ -18,19 +21,50 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)  # x ↦ ax + bx³ + cx⁵: steepest a
 ITERATIONS = 5
 BETAS, EPS = (0.9, 0.999), 1e-8  # AdamW's
 SMALLEST = 16  # a matrix with fewer rows or input channels is an embedding of pixels or latents: AdamW
+LEAST, BLOCK = 4096, 256  # AdamW in 8 bits: parameters with fewer numbers stay in 32, blocks share a scale
 ENDS = ("conv_in.", "conv_out.", "time_emb", "cond_proj")  # first and last layers and all about time: AdamW
 
 
 def build(parameters: Mapping[str, nn.Parameter], cfg: StageConfig) -> torch.optim.Optimizer:
-    """The optimiser a configuration names, over parameters by name. ValueError for an unknown one."""
+    """The optimiser a configuration names, over parameters by name.
+
+    Raises:
+        ValueError: it is unknown.
+        ModuleNotFoundError: "adamw8bit" without the library bitsandbytes, naming the extra that brings it.
+    """
+    values, decay = list(parameters.values()), cfg.weight_decay
     if cfg.optimizer == "adamw":
-        values = list(parameters.values())
-        return torch.optim.AdamW(values, lr=cfg.learning_rate, weight_decay=cfg.weight_decay, fused=True)
+        return torch.optim.AdamW(values, lr=cfg.learning_rate, weight_decay=decay, fused=True)
+    if cfg.optimizer == "adamw8bit":
+        return _bitsandbytes().optim.AdamW8bit(values, lr=cfg.learning_rate, weight_decay=decay, min_8bit_size=LEAST)
     if cfg.optimizer != "muon":
-        raise ValueError(f"optimizer: got {cfg.optimizer!r}, expected adamw or muon")
+        raise ValueError(f"optimizer: got {cfg.optimizer!r}, expected adamw, adamw8bit or muon")
     matrices = [p for name, p in parameters.items() if is_matrix(name, p)]
     others = [p for name, p in parameters.items() if not is_matrix(name, p)]
     return Muon(matrices, others, cfg.learning_rate, cfg.matrix_rate, cfg.momentum, cfg.weight_decay)
+
+
+def state_bytes(parameters: Mapping[str, Tensor], cfg: StageConfig) -> int:
+    """What the optimiser of a configuration keeps about parameters by name, besides a counter for each, in bytes."""
+    total = 0
+    for name, parameter in parameters.items():
+        n = parameter.numel()
+        if cfg.optimizer == "adamw8bit" and n >= LEAST:
+            total += 2 * n + 2 * 4 * -(-n // BLOCK)  # two averages in 8 bits, and their largest value in a block
+        elif cfg.optimizer == "muon" and is_matrix(name, parameter):
+            total += 4 * n  # the momentum
+        else:
+            total += 8 * n  # AdamW's two averages
+    return total
+
+
+def _bitsandbytes() -> ModuleType:
+    try:
+        import bitsandbytes
+    except ModuleNotFoundError as error:
+        fix = 'install it with `pip install -e ".[memory]"` or choose another optimizer'
+        raise ModuleNotFoundError(f"optimizer adamw8bit: the library bitsandbytes is not there; {fix}") from error
+    return bitsandbytes
 
 
 def is_matrix(name: str, parameter: Tensor) -> bool:

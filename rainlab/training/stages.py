@@ -31,6 +31,7 @@ from rainlab.files import digest, root
 from rainlab.method import pretrained
 from rainlab.method.checkpoint import fill
 from rainlab.method.rain import RAIN, start_guidance, to_signed
+from rainlab.method.unet import UNet
 from rainlab.training import branches, distill, loop, losses
 from rainlab.training.parameters import STAGES, check_stage, trainable
 from rainlab.training.weights import weights_file, weights_of
@@ -109,7 +110,15 @@ class Training:
         if self.stage == "stage2" and published.motion_path:
             pretrained.start(model, motion=root() / published.motion_path)
         _fill(model, self.source, _chain(self.stage)[:-1])
-        return STARTS[self.stage](self, model, device)
+        if not self.stage.startswith("distill"):
+            return Start(model, loss_of(self.preset, self.stage, model))
+        teacher = trained(self.source, INPUTS[self.stage][0], device).denoising_unet
+        target = deepcopy(model.to(device).denoising_unet)
+        if self.stage == "distill3d":  # the student starts from the 2D one, the target like the teacher (AnimateLCM)
+            target.load_state_dict(teacher.state_dict(), strict=False)
+            start_guidance(target, 0.0)  # the original network knows no ω
+        average = {f"denoising_unet.{name}": parameter for name, parameter in target.named_parameters()}
+        return Start(model, loss_of(self.preset, self.stage, model, teacher, target), average)
 
     @property
     def sampling(self) -> tuple[int, bool, int]:
@@ -144,48 +153,27 @@ class Training:
             return clips.encode(autoencoder, run.path / f"latents-{run_id(self.source, 'autoencoder')}.npy")
 
 
-# -- how each stage starts -------------------------------------------------------------------------------------------
+def loss_of(
+    preset: Preset, stage: str, model: RAIN, teacher: UNet | None = None, target: UNet | None = None
+) -> losses.Loss:
+    """What a stage minimises, for networks as they are; ``teacher`` and ``target`` belong to the distillations.
 
-
-def _autoencoder(training: Training, model: RAIN, device: str | torch.device) -> Start:
-    return Start(model, losses.autoencoder_loss(model))
-
-
-def _stage1(training: Training, model: RAIN, device: str | torch.device) -> Start:
-    return Start(model, losses.denoising_loss(model, training.preset, losses.uniform_times))
-
-
-def _stage2(training: Training, model: RAIN, device: str | torch.device) -> Start:
-    times = {"staircase": losses.staircase_times, "uniform": losses.window_times}
-    if (chosen := training.loop.times) not in times:
-        raise ValueError(f"stage2.times: got {chosen!r}, expected one of {', '.join(times)}")
-    return Start(model, losses.denoising_loss(model, training.preset, times[chosen]))
-
-
-def _distill2d(training: Training, model: RAIN, device: str | torch.device) -> Start:
-    teacher = trained(training.source, "stage1", device).denoising_unet
-    target = deepcopy(model.to(device).denoising_unet)
-    loss = distill.consistency_loss(model, teacher, target, training.preset, distill.solver_times)
-    return Start(model, loss, _named(target))
-
-
-def _distill3d(training: Training, model: RAIN, device: str | torch.device) -> Start:
-    """The student starts from the 2D consistency model, teacher and target from the original network (AnimateLCM)."""
-    teacher = trained(training.source, "stage2", device).denoising_unet
-    target = deepcopy(model.to(device).denoising_unet)
-    target.load_state_dict(teacher.state_dict(), strict=False)
-    start_guidance(target, 0.0)  # the original network knows no ω
-    chosen = distill.solver_staircase, training.loop.own_history
-    loss = distill.consistency_loss(model, teacher, target, training.preset, *chosen)
-    return Start(model, loss, _named(target))
-
-
-def _named(target: torch.nn.Module) -> dict[str, Tensor]:
-    return {f"denoising_unet.{name}": parameter for name, parameter in target.named_parameters()}
-
-
-STARTS = {"autoencoder": _autoencoder, "stage1": _stage1, "stage2": _stage2, "distill2d": _distill2d,
-          "distill3d": _distill3d}  # fmt: skip
+    Raises:
+        ValueError: ``stage2.times`` is unknown.
+    """
+    if stage == "autoencoder":
+        return losses.autoencoder_loss(model)
+    if stage == "stage1":
+        return losses.denoising_loss(model, preset, losses.uniform_times)
+    if stage == "stage2":
+        times = {"staircase": losses.staircase_times, "uniform": losses.window_times}
+        if (chosen := preset.stage2.times) not in times:
+            raise ValueError(f"stage2.times: got {chosen!r}, expected one of {', '.join(times)}")
+        return losses.denoising_loss(model, preset, times[chosen])
+    if stage == "distill2d":
+        return distill.consistency_loss(model, teacher, target, preset, distill.solver_times)
+    own = preset.distill3d.own_history
+    return distill.consistency_loss(model, teacher, target, preset, distill.solver_staircase, own)
 
 
 # -- finished stages -------------------------------------------------------------------------------------------------
