@@ -153,7 +153,7 @@ def test_everything_imported_is_a_declared_dependency():
     used = used.union(*(foreign(tree) for path in NOTEBOOKS for tree in cell_trees(path)))
     tests = set().union(*(foreign(ast.parse(path.read_text("utf-8"))) for path in (ROOT / "tests").glob("*.py")))
     everywhere, ours = (
-        requirements("detect", "cluster", "tensorrt", *PINNED),
+        requirements("detect", "cluster", "memory", "tensorrt", *PINNED),
         requirements("detect", "cluster", *PINNED),
     )
     for names, declared in ((used, everywhere), (tests, ours)):

@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from multiprocessing import get_context
 from typing import Any, NamedTuple
@@ -46,6 +46,10 @@ SHARE = (0.2, 0.5)  # of its peak that a GPU reaches in training: assumed, poor 
 LIGHTER = {"optimizer": "adamw8bit", "ema": 0.0, "checkpointing": True}
 """What makes a training fit: averages in 8 bits, no moving average of the weights (RAIN names none), checkpointing."""
 CHECKED = [(stage, False) for stage in STAGES] + [(stage, True) for stage in STAGES[1:]]
+
+
+PARTS = ("frozen", "weights", "average", "gradients", "optimizer", "activations")
+"""What is held, in the order of :class:`Need`."""
 
 
 class Gpu(NamedTuple):
@@ -80,8 +84,7 @@ class Need:
     @property
     def peak(self) -> int:
         """Bytes, all together."""
-        held = self.frozen + self.weights + self.average + self.gradients + self.optimizer
-        return held + self.activations
+        return sum(getattr(self, part) for part in PARTS)
 
 
 def count(preset: Preset, stage: str, samples: int = 1, bf16: bool = False, accumulating: bool = False) -> Need:
@@ -377,20 +380,33 @@ def _one_and_two(preset: Preset, stage: str) -> tuple[Need, Need]:
 
 def table(preset: Preset, gpus: Mapping[str, Gpu] | None = None) -> pd.DataFrame:
     """Every stage of a preset on every GPU, as the preset stands and with LIGHTER; columns as :func:`fit` returns."""
-    rows, gpus = [], gpus or GPUS
-    for stage in [stage for stage in STAGES if stages.Training(preset, stage).loop.steps]:
-        for way, changes in (("as it stands", {}), ("lighter", lighter(preset, stage))):
-            changed = override(preset, changes)
-            rows += [{"stage": stage, "way": way, "gpu": name} | fit(changed, stage, gpu) for name, gpu in gpus.items()]
+    rows = []
+    for stage, way, changed in _ways(preset):
+        for name, gpu in (gpus or GPUS).items():
+            rows.append({"stage": stage, "way": way, "gpu": name} | fit(changed, stage, gpu))
     return pd.DataFrame(rows)
 
 
+def _ways(preset: Preset) -> list[tuple[str, str, Preset]]:
+    """(stage, in words, preset) for every stage that is trained: as it stands, and lighter."""
+    trained = [stage for stage in STAGES if stages.Training(preset, stage).loop.steps]
+    ways = lambda stage: {"as it stands": {}, "lighter": lighter(preset, stage)}.items()  # noqa: E731
+    return [(stage, way, override(preset, changes)) for stage in trained for way, changes in ways(stage)]
+
+
 def record(preset: Preset) -> runs.Run:
-    """The run "plan" of a preset: its :func:`table`, a metric for each column; a finished one is returned as it is."""
+    """The run "plan" of a preset: its :func:`table`, a metric for each column, and what one sample takes, by part.
+
+    A finished one is returned as it is.
+    """
     gpus = {name: gpu._asdict() for name, gpu in GPUS.items()}
     run = runs.open_run("plan", _describe(preset) | {"gpus": gpus, "usable": USABLE, "share": SHARE}, VERSION)
     if run.finished:
         return run
+    for stage, way, changed in _ways(preset):
+        need = asdict(_one_and_two(changed, stage)[0])
+        for part in PARTS:
+            run.record(part, float(need[part]), stage=stage, way=way)
     for row in table(preset).to_dict("records"):
         labels = {key: row.pop(key) for key in ("stage", "way", "gpu")}
         least, most = row.pop("hours")
@@ -402,7 +418,8 @@ def record(preset: Preset) -> runs.Run:
 def recorded(run: runs.Run) -> pd.DataFrame:
     """The :func:`table` that a run of :func:`record` holds."""
     keys = ["stage", "way", "gpu"]
-    rows = pd.DataFrame(run.metrics()).pivot(index=keys, columns="metric", values="value").reset_index()
+    rows = pd.DataFrame(row for row in run.metrics() if row.get("gpu"))
+    rows = rows.pivot(index=keys, columns="metric", values="value").reset_index()
     rows["hours"] = list(zip(rows.pop("hours_least"), rows.pop("hours_most"), strict=True))
     rows = rows.astype({"samples": int, "accumulate": int})
     order = {name: i for names in (STAGES, ("as it stands", "lighter"), GPUS) for i, name in enumerate(names)}

@@ -228,6 +228,39 @@ def bars_with_ci(
 
 
 @mpl.rc_context(STYLE)
+def stacked_bars(
+    rows: Mapping[str, Mapping[str, float]],
+    unit: str,
+    limits: Mapping[str, float] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """One bar a row, made of its parts, the sum at its end; `limits` are lines across all bars."""
+    parts = list(dict.fromkeys(part for row in rows.values() for part in row))
+    figure = new_figure(8.5, 1.2 + 0.34 * len(rows), layout="constrained")
+    axes = figure.subplots()
+    for at, row in enumerate(rows.values()):
+        left = 0.0
+        for part, colour in zip(parts, COLOURS, strict=False):
+            axes.barh(at, row.get(part, 0.0), 0.66, left, color=colour, label=part if at == 0 else None)
+            left += row.get(part, 0.0)
+        axes.annotate(f"{left:.3g}", (left, at), (5, 0), textcoords="offset points", va="center", fontsize=9)
+    for name, limit in (limits or {}).items():
+        axes.axvline(limit, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
+        axes.annotate(
+            name, (limit, 1), (3, 2), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=9
+        )
+    axes.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=unit)
+    axes.margins(x=0.08)
+    axes.invert_yaxis()
+    axes.grid(False, axis="y")
+    axes.tick_params(axis="y", length=0)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=len(parts), fontsize=9)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=11)
+    return figure
+
+
+@mpl.rc_context(STYLE)
 def attention(maps: Mapping[str, np.ndarray], timesteps: Sequence[int]) -> Figure:
     """Temporal attention ``{title: (K, K)}`` side by side, rows ask and columns answer; lines part the noise groups.
 
