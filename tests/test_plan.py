@@ -131,7 +131,7 @@ def test_a_recorded_table_is_the_table(tmp_path, monkeypatch):
     assert plan.record(PRESET).metrics() == run.metrics()
     words = plan.shown(rows)
     assert list(words["at once × passes"]) == ["2 × 1", "does not fit"] * 2
-    assert "days at 50% to 20% of its peak" in words
+    assert "hours at 50% to 20% of its peak" in words
 
 
 def test_the_command_line(capsys):

@@ -427,8 +427,9 @@ def recorded(run: runs.Run) -> pd.DataFrame:
 
 
 def shown(rows: pd.DataFrame) -> pd.DataFrame:
-    """A :func:`table` in words: what one sample at once takes, how a batch is split, days at SHARE of the peak."""
-    days = [f"{least / 24:.2g} to {most / 24:.2g}" for least, most in rows["hours"]]
+    """A :func:`table` in words: what one sample at once takes, how a batch is split, hours at SHARE of the peak."""
+    digits = lambda value: f"{value:.0f}" if value >= 10 else f"{value:.2g}"  # noqa: E731
+    hours = [" to ".join(map(digits, ends)) for ends in rows["hours"]]
     split = [f"{n} × {k}" if n else "does not fit" for n, k in zip(rows["samples"], rows["accumulate"], strict=True)]
     percent = " to ".join(f"{share:.0%}" for share in reversed(SHARE))
     columns = {
@@ -437,7 +438,7 @@ def shown(rows: pd.DataFrame) -> pd.DataFrame:
         "GPU": rows["gpu"],
         "GiB, one sample": [f"{peak / 2**30:.1f}" for peak in rows["peak"]],
         "at once × passes": split,
-        f"days at {percent} of its peak": [d if n else "–" for d, n in zip(days, rows["samples"], strict=True)],
+        f"hours at {percent} of its peak": [h if n else "–" for h, n in zip(hours, rows["samples"], strict=True)],
     }
     return pd.DataFrame(columns)
 

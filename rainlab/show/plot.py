@@ -243,7 +243,9 @@ def stacked_bars(
         for part, colour in zip(parts, COLOURS, strict=False):
             axes.barh(at, row.get(part, 0.0), 0.66, left, color=colour, label=part if at == 0 else None)
             left += row.get(part, 0.0)
-        axes.annotate(f"{left:.3g}", (left, at), (5, 0), textcoords="offset points", va="center", fontsize=9)
+        ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}  # a line may pass behind
+        at_end = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
+        axes.annotate(f"{left:.3g}", (left, at), bbox=ground, **at_end)
     for name, limit in (limits or {}).items():
         axes.axvline(limit, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
         axes.annotate(
