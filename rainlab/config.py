@@ -26,6 +26,12 @@ def identity(config: Any) -> dict[str, Any]:
     return {key: value for key, value in asdict(config).items() if key not in new or value != new[key]}
 
 
+def geometry(preset: Preset) -> dict[str, Any]:
+    """What the speed of a preset's networks depends on, to describe a run by."""
+    parts = {name: identity(getattr(preset, name)) for name in ("model", "autoencoder")}
+    return {"preset": preset.name, "size": preset.data.size} | parts
+
+
 @dataclass(frozen=True)
 class UNetConfig:
     """Geometry of one UNet (:mod:`rainlab.method.unet`); the defaults are Stable Diffusion 1.5.

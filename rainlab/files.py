@@ -46,6 +46,16 @@ def digest(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def check_digest(path: str | os.PathLike, sha256: str | None, fix: str) -> None:
+    """Compare a file's sha256 with what it should be, or begin with; None: no checksum is known.
+
+    Raises:
+        ValueError: it is another, naming both and the ``fix``.
+    """
+    if sha256 and not (got := digest(path)).startswith(sha256):
+        raise ValueError(f"{path}: got sha256 {got}, expected {sha256}: damaged, or another version; {fix}")
+
+
 def write_json(path: str | os.PathLike, obj: Any) -> None:
     """Write `obj` as JSON, atomically: a list one element a line, anything else indented. See `plain` for the types."""
     obj = plain(obj)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rainlab.data import blaze, detect
+from rainlab.files import digest
 
 SHARED = Path(__file__).parents[2] / "shared" / "real"
 YOLOX, WHOLE = "dwpose/yolox_l.onnx", "dwpose/dw-ll_ucoco_384.onnx"
@@ -151,7 +152,7 @@ def test_a_file_with_another_checksum_is_refused(weights, monkeypatch):
     monkeypatch.setitem(detect.SHA256, FACES, "00" * 32)
     with pytest.raises(ValueError, match=r"yolov3.onnx: got sha256 \w{64}, expected 0{64}: .*hysts.* SHA256 of"):
         detect.face_detector()
-    monkeypatch.setitem(detect.SHA256, FACES, detect.digest(weights / FACES))
+    monkeypatch.setitem(detect.SHA256, FACES, digest(weights / FACES))
     detect.face_detector()
 
 

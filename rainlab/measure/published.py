@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rainlab.files import digest, root
+from rainlab.files import check_digest, root
 from rainlab.measure import legacy
 
 FILES = {
@@ -48,8 +48,7 @@ def found() -> dict[str, Path]:
         folder = Path(torch.hub.get_dir(), "checkpoints") if stated else os.environ.get("RAINLAB_WEIGHTS")
         path = Path(folder or root() / "weights", name)
         if path.exists():
-            if stated and not (sha := digest(path)).startswith(stated[1]):
-                raise ValueError(f"{name}: got sha256 {sha}, expected {stated[1]}…: get it again, {where}")
+            check_digest(path, stated and stated[1], f"get it again, {where}")
             there[network] = path
     return there
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from rainlab import runs
-from rainlab.files import atomic_path, digest
+from rainlab.files import atomic_path, check_digest, digest
 from rainlab.method.checkpoint import read_tensors, write_tensors
 
 NAME = "weights.safetensors"  # in a run's folder; written last, it says that the training is finished
@@ -37,8 +37,8 @@ def weights_of(run_id: str) -> dict[str, Tensor]:
         FileNotFoundError: as in :func:`weights_file`. ValueError: the file is damaged, naming it and what to do.
     """
     path = weights_file(run_id)
-    if path.parent == SHIPPED and (got := digest(path)) != (expected := _sums().get(path.name)):
-        raise ValueError(f"{path.name}: got sha256 {got}, expected {expected} ({SUMS}); get it again: git checkout")
+    if path.parent == SHIPPED:
+        check_digest(path, _sums().get(path.name, f"one in {SUMS}"), "get it again: git checkout")
     try:
         return {name: tensor.float() for name, tensor in read_tensors(path)[0].items()}
     except ValueError as error:
