@@ -27,12 +27,12 @@ from torch.nn.functional import interpolate
 
 from rainlab.data import blaze
 from rainlab.files import check_digest, root
+from rainlab.method import pretrained
 
 # Path in weights/ -> its sha256. Of the files with None no checksum is known (those of anime-face/ everybody exports
 # anew), only what is in them is checked: put your own here to have it compared.
 SHA256: dict[str, str | None] = {
-    "dwpose/yolox_l.onnx": "7860ae79de6c89a3c1eb72ae9a2756c0ccfbe04b7791bb5880afabd97855a411",
-    "dwpose/dw-ll_ucoco_384.onnx": "724f4ff2439ed61afb86fb8a1951ec39c6220682803b4a8bd4f598cd913b1843",
+    **{name: pretrained.SOURCES[name].sha256 for name in ("dwpose/yolox_l.onnx", "dwpose/dw-ll_ucoco_384.onnx")},
     "anime-face/yolov3.onnx": None,
     "anime-face/faster-rcnn.onnx": None,
     "anime-face/hrnetv2.onnx": None,

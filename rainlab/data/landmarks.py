@@ -1,0 +1,141 @@
+"""Faces as condition pictures: from 68 points of a real face to 26 of an anime face (RAIN's supplement, Figures 7-10).
+
+Points are ``(…, n, 2)``, x to the right and y down, in units of the picture: (0, 0) and (1, 1) are its corners. The 68
+are those of iBUG 300-W: 0-16 the jaw from the picture's left, 17-26 the brows, 27-35 the nose, 36-47 the eyes, 48-67
+the mouth, of which 60-67 is the inner edge of the lips. Numbers, groups and colours are those of the published code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+REAL, ANIME = 68, 26
+GROUPS: tuple[tuple[int, ...], ...] = (
+    (1, 2), (4,), (8,), (12,), (15, 14),  # jaw
+    (17,), (18, 19), (20,), (23,), (24, 25), (26,),  # brows
+    (60,), (62,), (64,), (66,),  # mouth
+    (33, 30),  # nose
+    (36, 37), (37, 38), (38, 39), (40, 39), (41,),  # eye in the picture's left half
+    (42, 43), (43, 44), (44, 45), (46,), (47, 42),  # and in its right half
+)  # fmt: skip
+"""Of which of the 68 points each of the 26 is the mean (Figure 9)."""
+PARTS = {"jaw": slice(0, 5), "left brow": slice(5, 8), "right brow": slice(8, 11), "mouth": slice(11, 15),
+         "nose": slice(15, 16), "left eye": slice(16, 21), "right eye": slice(21, 26)}  # fmt: skip
+"""Which of the 26 points belong together; left and right are the picture's."""
+COLOURS = {"jaw": (0, 255, 255), "left brow": (128, 0, 255), "right brow": (255, 0, 128), "mouth": (0, 0, 255),
+           "nose": (255, 0, 255), "left eye": (255, 128, 128), "right eye": (128, 128, 255)}  # fmt: skip
+"""RGB of the dots of a part."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Scale and shift the points ``first`` … ``last`` - 1 about their mean, along axes of the face itself.
+
+    The x axis leads from one of them to another (``axis``, counted from ``first``), the y axis a quarter turn further.
+    Shifts are in units of the distance between two of the 68 points (``unit``).
+    """
+
+    first: int
+    last: int
+    axis: tuple[int, int]
+    scale: tuple[float, float] = (1.0, 1.0)
+    shift: tuple[float, float] = (0.0, 0.0)
+    unit: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.first < self.last <= REAL or max(self.axis) >= self.last - self.first:
+            raise ValueError(f"transform of points {self.first} to {self.last}, axis {self.axis}: not within {REAL}")
+        if any(self.shift) and self.unit is None:
+            raise ValueError(f"transform of points {self.first} to {self.last}: a shift needs a unit")
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """``(…, 68, 2)`` -> a copy of it, changed."""
+        part = points[..., self.first : self.last, :]
+        centre = part.mean(-2, keepdims=True)
+        along = part[..., self.axis[1], :] - part[..., self.axis[0], :]
+        along = along / np.linalg.norm(along, axis=-1, keepdims=True)
+        axes = np.stack([along, np.stack([-along[..., 1], along[..., 0]], -1)], -2)  # (…, 2 axes, 2)
+        within = (part - centre) @ axes.swapaxes(-1, -2) * np.array(self.scale)
+        if self.unit:
+            first, last = (points[..., i, :] for i in self.unit)
+            within = within + np.linalg.norm(last - first, axis=-1)[..., None, None] * np.array(self.shift)
+        changed = points.copy()
+        changed[..., self.first : self.last, :] = centre + within @ axes
+        return changed
+
+
+_LEFT, _RIGHT, _EYE, _MOUTH = (36, 42), (42, 48), (0, 3), (0, 4)
+TRANSFORMS = (
+    Transform(0, 68, (2, 14), scale=(1.0, 0.75)),  # a shorter face
+    Transform(*_LEFT, _EYE, scale=(1.6, 3.0)),  # larger eyes
+    Transform(*_RIGHT, _EYE, scale=(1.6, 3.0)),
+    Transform(60, 68, _MOUTH, scale=(0.67, 1.2)),  # a smaller mouth
+    Transform(*_LEFT, _EYE, shift=(0.1, 0.0), unit=(33, 13)),  # with the head's turn: nose to one cheek, to the other
+    Transform(*_RIGHT, _EYE, shift=(0.15, 0.0), unit=(33, 13)),
+    Transform(*_LEFT, _EYE, shift=(-0.15, 0.0), unit=(33, 3)),
+    Transform(*_RIGHT, _EYE, shift=(-0.1, 0.0), unit=(33, 3)),
+    Transform(*_LEFT, _EYE, shift=(0.0, 0.1), unit=(19, 6)),  # eyes lower
+    Transform(*_RIGHT, _EYE, shift=(0.0, 0.1), unit=(26, 12)),
+    Transform(60, 68, _MOUTH, shift=(0.15, 0.0), unit=(33, 13)),
+    Transform(60, 68, _MOUTH, shift=(-0.15, 0.0), unit=(33, 3)),
+    Transform(4, 13, (0, 8), scale=(0.9, 1.0)),  # a narrower chin
+)
+"""The published 13 in their order, each on what those before it left; they were found by hand (Figure 10)."""
+
+
+def to_anime(points: np.ndarray, transforms: Sequence[Transform] = TRANSFORMS) -> np.ndarray:
+    """68 points of real faces -> 26 of anime faces: the transforms one after the other, then the means of GROUPS.
+
+    Args:
+        points: float ``(…, 68, 2)`` in units of a square picture.
+
+    Raises:
+        ValueError: another shape.
+    """
+    points = _checked(points, REAL).astype(np.float64)
+    for transform in transforms:
+        points = transform(points)
+    return np.stack([points[..., list(group), :].mean(-2) for group in GROUPS], -2)
+
+
+def dot_radius(points: np.ndarray, size: int = 512) -> int:
+    """Radius in pixels of the dots for a face of 68 points, before any transform: larger faces have larger ones.
+
+    The published code draws pictures of 512 pixels only; for others it is in proportion.
+    """
+    points = _checked(points, REAL)
+    height = float(np.linalg.norm(points[27] - points[8]))  # from the bridge of the nose to the chin
+    return max(int(3 * (height / 0.3) * size / 512), 1)
+
+
+def draw(points: np.ndarray, size: tuple[int, int], radius: int) -> np.ndarray:
+    """26 points as dots of their part's colour on black, uint8 ``(h, w, 3)``; later ones cover earlier ones.
+
+    Args:
+        points: ``(26, 2)``; those that are not finite are left out, as where a part is hidden.
+        size: (height, width). radius: in pixels (:func:`dot_radius`).
+
+    Raises:
+        ValueError: another shape, or a radius below 1.
+    """
+    points = _checked(points, ANIME)
+    if radius < 1:
+        raise ValueError(f"radius: got {radius}, expected at least 1 pixel")
+    height, width = size
+    picture, (rows, columns) = np.zeros((height, width, 3), np.uint8), np.ogrid[:height, :width]
+    for part, members in PARTS.items():
+        for x, y in points[members]:
+            if np.isfinite((x, y)).all():
+                inside = (columns - int(x * width)) ** 2 + (rows - int(y * height)) ** 2 <= radius**2
+                picture[inside] = COLOURS[part]
+    return picture
+
+
+def _checked(points: np.ndarray, count: int) -> np.ndarray:
+    points = np.asarray(points)
+    if points.ndim < 2 or points.shape[-2:] != (count, 2):
+        raise ValueError(f"landmarks: got shape {points.shape}, expected (…, {count}, 2)")
+    return points
