@@ -46,8 +46,6 @@ SHARE = (0.2, 0.5)  # of its peak that a GPU reaches in training: assumed, poor 
 LIGHTER = {"optimizer": "adamw8bit", "ema": 0.0, "checkpointing": True}
 """What makes a training fit: averages in 8 bits, no moving average of the weights (RAIN names none), checkpointing."""
 CHECKED = [(stage, False) for stage in STAGES] + [(stage, True) for stage in STAGES[1:]]
-
-
 PARTS = ("frozen", "weights", "average", "gradients", "optimizer", "activations")
 """What is held, in the order of :class:`Need`."""
 
