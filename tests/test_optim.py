@@ -92,5 +92,5 @@ def test_both_rates_follow_the_schedule():
 
 
 def test_unknown_optimisers_are_named():
-    with pytest.raises(ValueError, match="optimizer: got 'sgd', expected adamw or muon"):
+    with pytest.raises(ValueError, match="optimizer: got 'sgd', expected adamw, adamw8bit or muon"):
         optim.build({}, replace(CFG, optimizer="sgd"))

@@ -6,13 +6,14 @@ import pytest
 import torch
 from torchvision import models
 
+from rainlab import files
 from rainlab.measure import legacy, metrics, perception, published
 
 
 @pytest.fixture
 def cache(brought, monkeypatch):
     """Torch's folder of checkpoints, in which any file has the checksum that its name says."""
-    monkeypatch.setattr(published, "digest", lambda path: path.stem.rpartition("-")[2])
+    monkeypatch.setattr(files, "digest", lambda path: path.stem.rpartition("-")[2])
     return brought / "hub" / "checkpoints"
 
 
@@ -90,7 +91,7 @@ def test_lpips_reads_its_network_from_the_cache(brought, monkeypatch):
         perception.lpips(x, y, "alex")
     torch.manual_seed(0)
     torch.save(models.alexnet().state_dict(), brought / "hub" / "checkpoints" / "alexnet-owt-7be5be79.pth")
-    monkeypatch.setattr(published, "digest", lambda path: "7be5be79")
+    monkeypatch.setattr(files, "digest", lambda path: "7be5be79")
     right, wrong = (perception.lpips(x, y, "alex", legacy_range) for legacy_range in (False, True))
     assert right.shape == (2,) and (right > 0).all() and not np.allclose(right, wrong, rtol=1e-3)
     assert perception.lpips(x, x, "alex") == pytest.approx([0, 0], abs=1e-7)
