@@ -7,7 +7,8 @@ are not absolute begin in the project's root, wherever a notebook runs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any
 
@@ -288,6 +289,11 @@ def make_preset(name: str, overrides: Mapping[str, Any] | None = None) -> Preset
     if name not in PRESETS:
         raise ValueError(f"preset: got {name!r}, expected one of {sorted(PRESETS)}")
     return override(PRESETS[name], overrides or {})
+
+
+def from_words(words: Iterable[str]) -> dict[str, Any]:
+    """Overrides as a command line has them: ``["stage1.steps=30"]`` -> ``{"stage1.steps": 30}``; values are JSON."""
+    return {key: json.loads(value) for key, _, value in (word.partition("=") for word in words)}
 
 
 def override(config: Preset, overrides: Mapping[str, Any]) -> Preset:

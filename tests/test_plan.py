@@ -3,12 +3,11 @@
 import micro
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from rainlab.config import make_preset, override
 from rainlab.data.dataset import Draw
-from rainlab.measure import plan
-from rainlab.training import loop, optim
+from rainlab.measure import count, plan, ways
+from rainlab.training import loop, optim, stages
 from rainlab.training.parameters import STAGES, trainable
 
 PRESET = micro.micro()
@@ -16,8 +15,8 @@ PRESET = micro.micro()
 
 def held(preset, stage, samples):
     """Most bytes that a real pass held, by the allocator's own events; and the networks, with gradients."""
-    loss, model, _ = plan.networks(preset, stage, "cpu")
-    batch = plan.empty_batch(preset, stage, samples, model.autoencoder.latent_channels)
+    loss, model, _ = count.networks(preset, stage, "cpu")
+    batch = count.empty_batch(preset, stage, samples, model.autoencoder.latent_channels)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         loss(batch, Draw(0, 0, range(samples))).backward()
     now = peak = 0
@@ -33,8 +32,8 @@ def held(preset, stage, samples):
 def test_counted_bytes_are_those_that_a_pass_holds(stage, checkpointing):
     if stage == "autoencoder" and checkpointing:
         pytest.skip("it has none")
-    preset = override(PRESET, {f"{plan._field(stage)}.checkpointing": checkpointing})
-    need = plan.count(preset, stage, 2)
+    preset = override(PRESET, {f"{stages.section(stage)}.checkpointing": checkpointing})
+    need = count.count(preset, stage, 2)
     got, model = held(preset, stage, 2)
     assert need.activations + need.gradients == pytest.approx(got, rel=0.01)
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -45,36 +44,25 @@ def test_counted_bytes_are_those_that_a_pass_holds(stage, checkpointing):
 
 @pytest.mark.parametrize("stage", ["stage1", "distill3d"])
 def test_operations_are_those_of_torch_s_counter(stage):
-    loss, model, _ = plan.networks(PRESET, stage, "cpu")
-    batch = plan.empty_batch(PRESET, stage, 1, model.autoencoder.latent_channels)
-    with FlopCounterMode(display=False, custom_mapping=_attention()) as counter:
-        loss(batch, Draw(0, 0, range(1))).backward()
-    assert plan.count(PRESET, stage).flops == counter.get_total_flops() > 1e6
-
-
-def _attention():
-    """Torch's counter does not know the processor's kernel of attention."""
-    forward = lambda q, k, v, *_, out_shape=None, **__: torch.utils.flop_counter.sdpa_flop_count(q, k, v)  # noqa: E731
-    backward = lambda g, q, k, v, *_, out_shape=None, **__: (  # noqa: E731
-        torch.utils.flop_counter.sdpa_backward_flop_count(g, q, k, v)
-    )
-    name = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    return {name: forward, torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: backward}
+    loss, model, _ = count.networks(PRESET, stage, "cpu")
+    batch = count.empty_batch(PRESET, stage, 1, model.autoencoder.latent_channels)
+    counted = ways.flops(lambda: loss(batch, Draw(0, 0, range(1))).backward())
+    assert count.count(PRESET, stage).flops == counted > 1e6
 
 
 def test_checkpointing_bf16_and_accumulation_do_what_they_are_for():
-    plain = plan.count(PRESET, "stage2", 2)
-    saved = plan.count(override(PRESET, {"stage2.checkpointing": True}), "stage2", 2)
+    plain = count.count(PRESET, "stage2", 2)
+    saved = count.count(override(PRESET, {"stage2.checkpointing": True}), "stage2", 2)
     assert saved.activations < 0.6 * plain.activations and 1.2 < saved.flops / plain.flops < 1.5
-    half = plan.count(PRESET, "stage2", 2, bf16=True)
+    half = count.count(PRESET, "stage2", 2, bf16=True)
     assert 0.4 * plain.activations < half.activations < 0.9 * plain.activations and half.flops == plain.flops
     assert half.weights == plain.weights  # the copies that autocast makes are not what is trained
-    more = plan.count(PRESET, "stage2", 2, accumulating=True)
+    more = count.count(PRESET, "stage2", 2, accumulating=True)
     assert plain.activations <= more.activations <= plain.activations + plain.gradients
     with pytest.raises(ValueError, match="samples: got 0, expected at least 1"):
-        plan.count(PRESET, "stage2", 0)
+        count.count(PRESET, "stage2", 0)
     with pytest.raises(ValueError, match="stage: got 'stage3'"):
-        plan.count(PRESET, "stage3")
+        count.count(PRESET, "stage3")
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon", "adamw8bit"])
@@ -82,7 +70,7 @@ def test_the_optimiser_s_bytes_are_those_it_keeps(optimizer):
     if optimizer == "adamw8bit":
         pytest.importorskip("bitsandbytes", reason='needs the extra memory: pip install -e ".[memory]"')
     cfg = override(PRESET, {"stage1.optimizer": optimizer}).stage1
-    _, model, _ = plan.networks(PRESET, "stage1", "cpu")
+    _, model, _ = count.networks(PRESET, "stage1", "cpu")
     state = loop.start(model, trainable(model, "stage1"), cfg)
     for parameter in state.parameters.values():
         parameter.grad = torch.zeros_like(parameter)
@@ -112,7 +100,7 @@ def test_the_paper_s_model_counts_as_published(tmp_path, monkeypatch):
     """860 million parameters of SD 1.5 twice, 454 million of AnimateDiff; a GPU of 24 GB holds three stages of four."""
     monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path))
     paper = make_preset("paper", {"data.height": 64, "data.width": 64})  # weights are what counts here
-    motion = plan.count(paper, "stage2", bf16=True)
+    motion = count.count(paper, "stage2", bf16=True)
     assert motion.weights == pytest.approx(4 * 454e6, rel=0.01)
     assert motion.frozen == pytest.approx(4 * (2 * 860e6 + 304e6 + 84e6), rel=0.02)
     assert plan.lighter(paper, "stage1") == {
@@ -147,7 +135,7 @@ def test_passes_are_measured_in_their_own_process(tmp_path, monkeypatch):
     preset = make_preset("tiny", {"stage2.batch": 2})  # large enough to be more than the process held before
     run = plan.check(preset)
     labels = {"stage": "stage2", "checkpointing": False}
-    counted = plan.count(preset, "stage2", 2)
+    counted = count.count(preset, "stage2", 2)
     assert run.value("counted_bytes", **labels)["value"] == counted.activations + counted.gradients
     assert all(run.value(metric, **labels)["value"] > 0 for metric in ("measured_bytes", "seconds", "product_rate"))
     assert plan.check(preset).metrics() == run.metrics()

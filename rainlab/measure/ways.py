@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from rainlab.baselines.live2diff import Live2Diff
 from rainlab.baselines.stream_diffusion import StreamDiffusion
@@ -108,14 +108,24 @@ def past_its_start(stream: Any, clip: Clip) -> Any:
 
 def flops(call: Callable[[], Any]) -> int:
     """Floating-point operations of its products, convolutions and attention, a multiplication and addition for two."""
-    attention = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops}
-    with FlopCounterMode(display=False, custom_mapping=attention) as counter:
+    with FlopCounterMode(display=False, custom_mapping=ATTENTION_FLOPS) as counter:
         call()
     return counter.get_total_flops()
 
 
 def _attention_flops(q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
     return sdpa_flop_count(q, k, v)
+
+
+def _attention_backward_flops(grad: Any, q: Any, k: Any, v: Any, *_: Any, out_shape: Any = None, **__: Any) -> int:
+    return sdpa_backward_flop_count(grad, q, k, v)
+
+
+ATTENTION_FLOPS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flops,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward_flops,
+}
+"""Operations by shapes of the processor's kernel of attention, which PyTorch's counter does not know."""
 
 
 def work_of_a_pass(preset: Preset) -> dict[str, float]:

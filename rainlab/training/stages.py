@@ -12,7 +12,6 @@ zero; `--warm FILE` begins a training with such a file where there is nothing to
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import deepcopy
@@ -25,7 +24,7 @@ import torch
 from torch import Tensor
 
 from rainlab import runs
-from rainlab.config import PRESETS, Preset, StageConfig, identity, make_preset
+from rainlab.config import PRESETS, Preset, StageConfig, from_words, identity, make_preset
 from rainlab.data import dataset
 from rainlab.files import digest, root
 from rainlab.method import pretrained
@@ -73,7 +72,7 @@ class Training:
     @property
     def loop(self) -> StageConfig:
         """The loop's numbers."""
-        return self.preset.train_autoencoder if self.stage == "autoencoder" else getattr(self.preset, self.stage)
+        return getattr(self.preset, section(self.stage))
 
     def describe(self) -> tuple[dict, dict[str, str]]:
         """(config, inputs) that determine the result, for :func:`rainlab.runs.open_run`."""
@@ -103,7 +102,7 @@ class Training:
     def start(self, device: str | torch.device = "cpu") -> Start:
         """The networks with the weights they start from, and the loss; teacher and target stand on ``device``, too."""
         torch.manual_seed(self.loop.seed)
-        model = RAIN.build(self.preset, motion=self.stage in WINDOWED, guidance=self.stage.startswith("distill"))
+        model = build(self.preset, self.stage)
         published = self.preset.model
         if self.stage == "stage1" and published.unet_path:
             pretrained.start(model, spatial=root() / published.unet_path)
@@ -153,6 +152,16 @@ class Training:
             return clips.encode(autoencoder, run.path / f"latents-{run_id(self.source, 'autoencoder')}.npy")
 
 
+def section(stage: str) -> str:
+    """The field of a preset that holds a stage's numbers."""
+    return "train_autoencoder" if stage == "autoencoder" else stage
+
+
+def build(preset: Preset, stage: str) -> RAIN:
+    """Fresh networks with the parts that a stage has."""
+    return RAIN.build(preset, motion=stage in WINDOWED, guidance=stage.startswith("distill"))
+
+
 def loss_of(
     preset: Preset, stage: str, model: RAIN, teacher: UNet | None = None, target: UNet | None = None
 ) -> losses.Loss:
@@ -199,7 +208,7 @@ def trained(preset: Preset, stage: str, device: str | torch.device = "cpu") -> R
         FileNotFoundError: a stage's weights are not there, naming the run and the command that makes it.
     """
     check_stage(stage)
-    model = RAIN.build(preset, motion=stage in WINDOWED, guidance=stage.startswith("distill"))
+    model = build(preset, stage)
     known = _fill(model, preset, _chain(stage))
     parts = [part for part in _chain(stage) if not _published(preset, part)]
     if missing := sorted({name for part in parts for name in trainable(model, part)} - known):
@@ -315,8 +324,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--export", type=Path, metavar="FILE", help="only write what a training has reached so far")
     parser.add_argument("--finish", nargs=2, metavar=("STEPS", "FILE"), help="the same after a branch of falling rate")
     options = parser.parse_args(arguments)
-    changes = {key: json.loads(value) for key, _, value in (word.partition("=") for word in options.set)}
-    preset, stage = make_preset(options.preset, changes), options.stage
+    preset, stage = make_preset(options.preset, from_words(options.set)), options.stage
     if options.export:
         print(f"{options.export}: {stage} after {branches.export(Training(preset, stage), options.export)} steps")
         return
