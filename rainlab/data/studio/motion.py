@@ -25,6 +25,7 @@ HIDDEN_BEHIND = {"nose": -0.1, "eye_r": 0.0, "eye_l": 0.0, "ear_r": -0.35, "ear_
 FACING = math.radians(40)  # a motion that faces the camera begins within this of it,
 LIMIT = math.radians(80)  # and stays within this, but for the share that turns all the way round
 TURNING = 0.25
+CHIN = 0.66  # width of a chin as a share of the head's, where there is one
 TURNS_WITH_HEAD = {"head", "ear_r", "ear_l", *HEADWEAR}
 
 
@@ -78,9 +79,10 @@ def movement(seeds, time, facing=False):
 def stage(body, move):
     """Capsules and joints of n bodies in their poses, in world units.
 
-    body: measures from `people`, (n, ...); move: angles from `movement`, (n,). Returns a dict for the PARTS, with
-    start, end (n, P, 3), radius (n, P, 2) and flat, shear, blunt, roll (n, P) as `raster.shapes` takes them; the JOINTS
-    (n, 18, 3); and bool (n, 18): not hidden by the head.
+    body: measures from `people`, (n, ...), and "jaw", the length of the head from its middle to a narrower chin in head
+    radii, if it is no ball; move: angles from `movement`, (n,), and "nod" if the head does. Returns a dict for the
+    PARTS, with start, end (n, P, 3), radius (n, P, 2) and flat, shear, blunt, roll (n, P) as `raster.shapes` takes
+    them; the JOINTS (n, 18, 3); and bool (n, 18): not hidden by the head.
     """
     joints = _skeleton(body, move)
     on_head = _head_frame(body, move, joints["head"])
@@ -163,8 +165,12 @@ def _head_frame(body, move, head):
     """A function from points of the head's own axes (numbers or (n,), in head radii) to the body's, (n, 3)."""
     cos_look, sin_look, cos_tilt, sin_tilt = (f(move[k]) for k in ("look", "tilt") for f in (torch.cos, torch.sin))
 
+    nod = move.get("nod")
+
     def on_head(x, y, z):
         x, z = x * cos_look + z * sin_look, z * cos_look - x * sin_look
+        if nod is not None:
+            y, z = y * nod.cos() - z * nod.sin(), z * nod.cos() + y * nod.sin()
         return head + body["head"][:, None] * _point(x * cos_tilt - y * sin_tilt, x * sin_tilt + y * cos_tilt, z)
 
     return on_head
@@ -174,7 +180,7 @@ def _head(body, joints, on_head):
     """Head, neck, ears, hair and hat."""
     r = body["head"]
     parts = {
-        "head": _capsule(on_head(0, -0.07, 0), on_head(0, 0.08, 0), r, r * 0.97),
+        "head": _skull(body, on_head),
         "neck": _capsule(joints["chest"], joints["head"], 0.062 * body["thick"], 0.062 * body["thick"]),
     }
     for side, _ in SIDES:
@@ -183,6 +189,12 @@ def _head(body, joints, on_head):
         x, y, z, x2, y2, z2, r1, r2, deep = row.unbind(1)
         parts[name] = _capsule(on_head(x, y, z), on_head(x2, y2, z2), r1 * r, r2 * r, deep)
     return parts
+
+
+def _skull(body, on_head):
+    if "jaw" in body:
+        return _capsule(on_head(0, -0.12, 0.02), on_head(0, body["jaw"], 0.22), body["head"], body["head"] * CHIN)
+    return _capsule(on_head(0, -0.07, 0), on_head(0, 0.08, 0), body["head"], body["head"] * 0.97)
 
 
 def _trunk(body, joints):

@@ -3,6 +3,7 @@
 Per pixel under the same rule as `raster`: exactly rounded operations only.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +24,10 @@ BACKDROP = tuple("red green blue red2 green2 blue2 down across glow floor bands"
 @dataclass(frozen=True)
 class Looks:
     """What b characters wear, as float32 tables whose rows are named above: `texture` (19, b, P) of every capsule,
-    `face` (14, b) on capsule `head`, `chest` (6, b) on capsule `torso`, and `backdrop` (11, b) behind them."""
+    `face` (14, b) on capsule `head`, `chest` (6, b) on capsule `torso`, and `backdrop` (11, b) behind them.
+
+    features: the names of the rows of `face` and what paints them, where that is another face than `FACE`.
+    """
 
     texture: torch.Tensor
     face: torch.Tensor
@@ -31,6 +35,7 @@ class Looks:
     backdrop: torch.Tensor
     head: int
     torso: int
+    features: tuple[tuple[str, ...], Callable] | None = None
 
 
 def picture(figure, looks, clip, shadow, layers, size, scale):
@@ -42,10 +47,10 @@ def picture(figure, looks, clip, shadow, layers, size, scale):
     front, back = layers
     # Where two surfaces cross they share the pixels within half a pixel of depth: no jagged seams.
     share = back["a"] * (0.5 - (front["z"] - back["z"])).clamp(0, 0.5)
-    over = front["a"] * (1 - share)
-    under = (1 - over) * back["a"]
-    canvas = _backdrop(looks.backdrop[:, clip], shadow, size).mul_(1 - over - under).flatten(1)
-    for layer, weight in ((back, under), (front, over)):
+    first = front["a"] * (1 - share)
+    second = (1 - first) * back["a"]
+    canvas = _backdrop(looks.backdrop[:, clip], shadow, size).mul_(1 - first - second).flatten(1)
+    for layer, weight in ((back, second), (front, first)):
         weight = weight.view(-1)
         at = (weight > 0).nonzero()[:, 0]
         colour = _shade(figure, looks, clip, at, layer["k"].view(-1)[at].long(), size, scale)
@@ -70,11 +75,12 @@ def _shade(figure, looks, clip, at, k, size, scale):
     mix = (0.5 + mix * (look["gain"] * scale).clamp(1, 12)).clamp(0, 1)
     end = (0.5 + (u - look["split"]) * scale).clamp(0, 1)
     colour = [look[n] + mix * (look[n + "2"] - look[n]) for n in ("red", "green", "blue")]
-    colour = _over(colour, [look[n + "3"] for n in ("red", "green", "blue")], end)
+    colour = over(colour, [look[n + "3"] for n in ("red", "green", "blue")], end)
 
     round_off = (1 - e * e).sqrt()
+    rows, features = looks.features or (FACE, _face)
     for capsule, names, table, decorate in (
-        (looks.head, FACE, looks.face, _face),
+        (looks.head, rows, looks.face, features),
         (looks.torso, CHEST, looks.chest, _chest),
     ):
         on = (k == capsule).nonzero()[:, 0]
@@ -99,20 +105,20 @@ def _face(colour, look, x, y, z, px):
     w, h = look["eye_w"], look["eye_h"]
     iris = [look[n] for n in ("red", "green", "blue")]
     brow = [look["brow_" + n] for n in ("red", "green", "blue")]
-    rims = _disc(side, low, 0.32, 0.32, px) - _disc(side, low, 0.24, 0.24, px)
-    bridge = _disc(x, low, 0.2, 0.05, px)
+    rims = disc(side, low, 0.32, 0.32, px) - disc(side, low, 0.24, 0.24, px)
+    bridge = disc(x, low, 0.2, 0.05, px)
     marks = (  # from below to above
-        ((0.95, 0.40, 0.40), _disc(x.abs() - 0.60, y - 0.44, 0.22, 0.13, px * 0.4) * look["blush"]),
-        ((0.98, 0.98, 1.00), _disc(side, low, w * 1.3, h * 1.12, px)),
-        (iris, _disc(side + 0.02, low, w, h, px)),
-        ([0.4 * n for n in iris], _disc(side + 0.02, low - 0.01, w * 0.6, h * 0.6, px)),
-        ((1.0, 1.0, 1.0), _disc((x - 0.05).abs() - look["eye_x"], low + 0.42 * h, w * 0.42, h * 0.32, px)),
-        (brow, _disc(side, low + h + 0.13, w * 1.3, 0.045, px)),
-        ((0.60, 0.18, 0.20), _disc(x, y - 0.58 + look["smile"] * x * x, look["mouth_w"], 0.06, px)),
+        ((0.95, 0.40, 0.40), disc(x.abs() - 0.60, y - 0.44, 0.22, 0.13, px * 0.4) * look["blush"]),
+        ((0.98, 0.98, 1.00), disc(side, low, w * 1.3, h * 1.12, px)),
+        (iris, disc(side + 0.02, low, w, h, px)),
+        ([0.4 * n for n in iris], disc(side + 0.02, low - 0.01, w * 0.6, h * 0.6, px)),
+        ((1.0, 1.0, 1.0), disc((x - 0.05).abs() - look["eye_x"], low + 0.42 * h, w * 0.42, h * 0.32, px)),
+        (brow, disc(side, low + h + 0.13, w * 1.3, 0.045, px)),
+        ((0.60, 0.18, 0.20), disc(x, y - 0.58 + look["smile"] * x * x, look["mouth_w"], 0.06, px)),
         ((0.10, 0.10, 0.14), torch.maximum(bridge, rims) * look["glasses"]),
     )
     for mark, alpha in marks:
-        colour = _over(colour, mark, alpha * front)
+        colour = over(colour, mark, alpha * front)
     return colour
 
 
@@ -120,10 +126,10 @@ def _chest(colour, look, x, y, z, px):
     """A badge, a zip or a backpack's straps on the torso; x, z: sine and cosine of the angle, y: down, in radii."""
     front = (z * 5).clamp(0, 1)
     worn = [look[n] for n in ("red", "green", "blue")]
-    colour = _over(colour, worn, _disc(x, y + 0.25, 0.40, 0.40, px) * look["badge"] * front)
-    colour = _over(colour, worn, (0.5 + (0.10 - x.abs()) * px).clamp(0, 1) * look["zip"] * front)
+    colour = over(colour, worn, disc(x, y + 0.25, 0.40, 0.40, px) * look["badge"] * front)
+    colour = over(colour, worn, (0.5 + (0.10 - x.abs()) * px).clamp(0, 1) * look["zip"] * front)
     strap = (0.5 + (0.13 - (x.abs() - 0.62).abs()) * px).clamp(0, 1) * (z * 5 + 2).clamp(0, 1)
-    return _over(colour, worn, strap * look["straps"])
+    return over(colour, worn, strap * look["straps"])
 
 
 def _backdrop(look, shadow, size):
@@ -146,11 +152,11 @@ def _backdrop(look, shadow, size):
     return torch.stack([c * brightness for c, brightness in zip(colour, lit, strict=True)])
 
 
-def _over(colour, top, alpha):
+def over(colour, top, alpha):
     return [a + alpha * (b - a) for a, b in zip(colour, top, strict=True)]
 
 
-def _disc(x, y, width, height, px):
+def disc(x, y, width, height, px):
     """How much of each pixel an ellipse of half-axes width, height around the origin covers; px: pixels per unit."""
     x, y = x / width, y / height
     least = torch.minimum(torch.as_tensor(width), torch.as_tensor(height))
