@@ -1,4 +1,4 @@
-"""Frozen configurations and the three presets: one code path, other numbers.
+"""Frozen configurations and the presets: one code path, other numbers.
 
 A preset is plain data. Notebooks take its name as the parameter ``preset`` and override single values by dotted name:
 ``make_preset("tiny", {"stage1.steps": 30, "data.clips": 48})``; an unknown name is an error, never ignored. Paths that
@@ -66,7 +66,9 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is trained and tested on. ``source``: "studio", or the path of a manifest (:mod:`rainlab.data.clips`)."""
+    """What is trained and tested on. ``source``: "studio", "faces", "faces with gaps"
+    (:mod:`rainlab.data.faces`), or the path of a manifest (:mod:`rainlab.data.clips`).
+    """
 
     source: str = "studio"
     height: int = 64
@@ -274,6 +276,20 @@ PRESETS: dict[str, Preset] = {
         stage2=replace(_MUON, steps=4000, batch=2, learning_rate=1e-3, decay=0.5),
         distill2d=StageConfig(steps=2000, batch=8, targets=4, learning_rate=1e-4, decay=0.5, ema=0.95),
         distill3d=StageConfig(steps=1200, batch=2, learning_rate=1e-4, decay=0.5, ema=0.95),
+    ),
+    "face": Preset(
+        name="face",
+        data=DataConfig(source="faces", height=128, width=128, clips=1500, frames=17, margin=6, test_frames=48,
+                        facing=True),
+        autoencoder=AutoencoderConfig(factor=8, latent_channels=8, width=40),
+        model=_SMALL_MODEL,
+        loss=LossConfig(condition_dropout=0.03),
+        stream=StreamConfig(guidance=2.5),  # section 5.2
+        train_autoencoder=replace(_MUON, steps=3000, batch=16, learning_rate=2e-3, decay=0.5, ema=0.99, save_every=200),
+        stage1=replace(_MUON, steps=8000, batch=8, targets=4, learning_rate=2e-3, decay=0.1, save_every=250),
+        stage2=replace(_MUON, steps=2000, batch=2, learning_rate=1e-3, decay=0.5),
+        distill2d=StageConfig(steps=1000, batch=8, targets=4, learning_rate=1e-4, decay=0.5, ema=0.95),
+        distill3d=StageConfig(steps=300, batch=2, learning_rate=3e-5, decay=0.5, ema=0.95),
     ),
     "paper": _PAPER,
 }

@@ -76,14 +76,8 @@ def render(identity_seeds, motion_seeds=None, frames=16, size=(64, 64), fps=12.0
         if len(who) != len(how) or not len(who):
             raise ValueError(f"got {len(who)} identity and {len(how)} motion seeds; expected equally many, not none")
         pose = expressions(how, (start + torch.arange(frames, dtype=torch.float64)) / fps)
-    pose = torch.as_tensor(pose, dtype=torch.float64)
-    if pose.ndim != 3 or len(pose) != len(who) or pose.shape[2] != len(POSE):
-        raise ValueError(f"pose: got shape {tuple(pose.shape)}, expected ({len(who)}, frames, {len(POSE)})")
-    frames, flat = pose.shape[1], pose.reshape(-1, len(POSE))
-    clip = torch.arange(len(who)).repeat_interleave(frames)
-    measures, looks = people(who)
-    looks = _looks(measures, looks, flat, clip, frozenset(without))
-    figure, shadow = _figure({name: value[clip] for name, value in measures.items()}, flat, size)
+    frames = _checked(who, pose).shape[1]
+    clip, looks, figure, shadow = _scene(who, pose, size, frozenset(without))
 
     pictures, owners, parts = [], [], []
     for some in torch.arange(len(clip)).split(max(1, CHUNK // (height * width))):
@@ -97,18 +91,42 @@ def render(identity_seeds, motion_seeds=None, frames=16, size=(64, 64), fps=12.0
     now = torch.arange(len(clip)).view(-1, frames)[:, :-1].reshape(-1)
     motion, visible = flow(figure, owner, now, now + 1, height, width) if len(now) else _still(size)
     _move_features(motion, visible, figure, looks, owner, parts, now, size)
-    points, seen = _landmarks(figure, looks)
-    points = (points + 0.5) / torch.tensor([width, height])
+    points, seen = _landmarks(figure, looks, size)
     shape = (len(who), frames, height, width)
     return FaceClips(
         frames=torch.cat(pictures).view(*shape, 3),
-        pose=pose.float(),
-        landmarks=points.float().view(*shape[:2], 68, 2),
+        pose=torch.as_tensor(pose).float(),
+        landmarks=points.view(*shape[:2], 68, 2),
         seen=seen.view(*shape[:2], 68),
         mask=(owner != NOTHING).view(shape),
         flow=motion.view(len(who), frames - 1, height, width, 2),
         visible=visible.view(len(who), frames - 1, height, width),
     )
+
+
+def landmarks(identity_seeds, pose, size=(64, 64)):
+    """The 68 points of faces and whether they face us, as FaceClips has them, without rendering; as for `render`."""
+    who = torch.as_tensor(identity_seeds, dtype=torch.int64).view(-1)
+    shape = _checked(who, pose).shape[:2]
+    _, looks, figure, _ = _scene(who, pose, size, frozenset())
+    points, seen = _landmarks(figure, looks, size)
+    return points.view(*shape, 68, 2), seen.view(*shape, 68)
+
+
+def _checked(who, pose):
+    pose = torch.as_tensor(pose)
+    if pose.ndim != 3 or len(pose) != len(who) or pose.shape[2] != len(POSE):
+        raise ValueError(f"pose: got shape {tuple(pose.shape)}, expected ({len(who)}, frames, {len(POSE)})")
+    return pose
+
+
+def _scene(who, pose, size, without):
+    """(which character each frame shows, Looks and Shapes of the frames, their shadows)."""
+    flat = torch.as_tensor(pose, dtype=torch.float64).reshape(-1, len(POSE))
+    clip = torch.arange(len(who)).repeat_interleave(len(flat) // len(who))
+    measures, looks = people(who)
+    figure, shadow = _figure({name: value[clip] for name, value in measures.items()}, flat, size)
+    return clip, _looks(measures, looks, flat, clip, without), figure, shadow
 
 
 def _looks(measures, looks, pose, clip, without):
@@ -212,10 +230,11 @@ def _move_features(motion, visible, figure, looks, owner, parts, now, size):
     visible.view(-1)[flat] = inside & same
 
 
-def _landmarks(figure, looks):
-    """The 68 points of n frames in pixels, and whether they face us."""
+def _landmarks(figure, looks, size):
+    """The 68 points of n frames in units of the picture, and whether they face us."""
     look = dict(zip(features.FEATURES, looks.face.double(), strict=True))
     points = features.points(look).float()
     frame = torch.arange(len(points)).repeat_interleave(68)
     x, y, facing = _in_picture(figure, looks, frame, *points.view(-1, 2).unbind(-1))
-    return torch.stack([x, y], -1), facing > 0
+    points = (torch.stack([x, y], -1) + 0.5) / torch.tensor([size[1], size[0]])
+    return points.float(), facing > 0
