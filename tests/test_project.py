@@ -31,7 +31,12 @@ RUNS = sorted((ROOT / "figures" / "runs").glob("*"))
 TOP_LEVEL = {"notebooks", "rainlab", "data_prep", "figures", "tests", "environment.yml", "pyproject.toml"}
 TOP_LEVEL |= {"README.md", "Makefile", "dodo.py", "LICENSE", "CITATION.cff", ".ci", ".gitignore"}
 CORE = {"torch", "numpy", "einops", "safetensors", "tqdm"}
-ALSO_AT_TOP = {"plot.py": {"matplotlib"}, "staircase.py": {"matplotlib"}, "figures.py": {"matplotlib", "PIL"}}
+ALSO_AT_TOP = {
+    "plot.py": {"matplotlib"},
+    "staircase.py": {"matplotlib"},
+    "dots.py": {"matplotlib"},
+    "figures.py": {"matplotlib", "PIL"},
+}
 ALSO_AT_TOP |= {"widgets.py": {"anywidget", "ipywidgets", "traitlets", "PIL"}, "plan.py": {"pandas"}}
 PINNED = ("dev", "export", "fid", "fp8", "rtx")  # the extras that environment.yml installs
 

@@ -55,9 +55,7 @@ class Transform:
         """``(…, 68, 2)`` -> a copy of it, changed."""
         part = points[..., self.first : self.last, :]
         centre = part.mean(-2, keepdims=True)
-        along = part[..., self.axis[1], :] - part[..., self.axis[0], :]
-        along = along / np.linalg.norm(along, axis=-1, keepdims=True)
-        axes = np.stack([along, np.stack([-along[..., 1], along[..., 0]], -1)], -2)  # (…, 2 axes, 2)
+        axes = np.stack(_axes(part, self.axis), -2)  # (…, 2 axes, 2)
         within = (part - centre) @ axes.swapaxes(-1, -2) * np.array(self.scale)
         if self.unit:
             first, last = (points[..., i, :] for i in self.unit)
@@ -95,10 +93,102 @@ def to_anime(points: np.ndarray, transforms: Sequence[Transform] = TRANSFORMS) -
     Raises:
         ValueError: another shape.
     """
-    points = _checked(points, REAL).astype(np.float64)
+    points = _moved(_checked(points, REAL).astype(np.float64), transforms)
+    return np.stack([points[..., list(group), :].mean(-2) for group in GROUPS], -2)
+
+
+MOVED = (
+    ("left eye", 36, 42, (0, 3)), ("right eye", 42, 48, (0, 3)), ("left brow", 17, 22, (0, 4)),
+    ("right brow", 22, 27, (0, 4)), ("mouth", 60, 68, (0, 4)), ("nose", 27, 36, (4, 8)), ("jaw", 4, 13, (0, 8)),
+)  # fmt: skip
+"""What a calibration moves: a part, its points, and the two of them that its axis leads through."""
+MOUTH_OPENS = 1.2  # by which the published transforms open a mouth wider
+EYES_APART, FACE_HIGH = (36, 45), (27, 8)  # units of shifts: both shorten as a head turns or nods
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the points of one driver become dots of one character: transforms, then their place in its picture."""
+
+    transforms: tuple[Transform, ...]
+    scale: float
+    offset: tuple[float, float]
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        """68 points ``(…, 68, 2)`` of the driver -> 26 ``(…, 26, 2)`` in the character's picture."""
+        return to_anime(points, self.transforms) * self.scale + self.offset
+
+
+def calibrate(driver: np.ndarray, character: np.ndarray) -> Calibration:
+    """What has to be set by hand in the published demo, found from one picture of each face at rest, eyes open.
+
+    In the faces' own axes: first the face's height against its width; then size and place of eyes and brows, the
+    mouth's width and place, the place of the nose, the chin's width. Sideways shifts are in units of the distance of
+    the eyes, others of that from the bridge of the nose to the chin, so that both go along when the head turns. How
+    far a mouth opens can't be seen while it is shut: the published factor stays.
+
+    Args:
+        driver: ``(68, 2)``. character: its 26 points, ``(26, 2)``.
+
+    Raises:
+        ValueError: another shape, or a face whose jaw or eyes have no extent.
+    """
+    driver, character = _checked(driver, REAL).astype(np.float64), _checked(character, ANIME).astype(np.float64)
+    if driver.ndim != 2 or character.ndim != 2:
+        raise ValueError(f"calibrate: got {driver.shape} and {character.shape}, expected one face each")
+    jaw, made = PARTS["jaw"], []
+    theirs, (width, height) = _along(character[jaw], *_axes(character[jaw], (0, 4)))
+    across = _axes(driver, (2, 14))
+    ours, here = _along(to_anime(driver, ())[jaw], *across)
+    if min(width, height, *here) <= 0:
+        raise ValueError("calibrate: a jaw without extent, expected faces at rest and nearly from the front")
+    size = width / here[0]
+    made.append(Transform(0, REAL, (2, 14), scale=(1.0, height / (size * here[1]))))
+    # the character as it would be in the driver's picture, as wide as the driver and as upright
+    middle = to_anime(driver, made)[jaw].mean(0)
+    wanted = middle + (character - character[jaw].mean(0)) @ np.stack(theirs).T @ np.stack(across) / size
+    for part, first, last, axis in MOVED:
+        members = PARTS[part]
+        along = _axes(_moved(driver, made)[first:last], axis)
+        if part != "nose":
+            inner = slice(1, 4) if part == "jaw" else slice(None)  # its upper ends give the face its width
+            (_, there), (_, here) = (_along(x[members][inner], *along) for x in (wanted, to_anime(driver, made)))
+            if here[0] <= 0 or ("eye" in part and here[1] <= 0):
+                raise ValueError(f"calibrate: the driver's {part} has no extent, expected a face at rest, eyes open")
+            tall = there[1] / here[1] if "eye" in part else MOUTH_OPENS if part == "mouth" else 1.0
+            made.append(Transform(first, last, axis, scale=(there[0] / here[0], tall)))
+        if part != "jaw":
+            away = wanted[members].mean(0) - to_anime(driver, made)[members].mean(0)
+            for way, unit in enumerate((EYES_APART, FACE_HIGH)):
+                length = np.linalg.norm(np.subtract(*_moved(driver, made)[list(unit)]))
+                shift = [0.0, 0.0]
+                shift[way] = float(away @ along[way] / length)
+                made.append(Transform(first, last, axis, shift=tuple(shift), unit=unit))
+    offset = character[jaw].mean(0) - size * middle
+    return Calibration(tuple(made), float(size), tuple(offset))
+
+
+def _axes(part: np.ndarray, axis: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Unit vectors of the line between two of some points, and of the one a quarter turn further."""
+    along = part[..., axis[1], :] - part[..., axis[0], :]
+    along = along / np.linalg.norm(along, axis=-1, keepdims=True)
+    return along, np.stack([-along[..., 1], along[..., 0]], -1)
+
+
+def _along(points: np.ndarray, x: np.ndarray, y: np.ndarray):
+    """The axes again, and how far the points reach along them."""
+    return (x, y), (np.ptp(points @ x), np.ptp(points @ y))
+
+
+def _moved(points: np.ndarray, transforms: Sequence[Transform]) -> np.ndarray:
     for transform in transforms:
         points = transform(points)
-    return np.stack([points[..., list(group), :].mean(-2) for group in GROUPS], -2)
+    return points
+
+
+def face_width(dots: np.ndarray) -> np.ndarray:
+    """Distance of the jaw's ends of 26 points ``(…, 26, 2)`` -> ``(…)``."""
+    return np.linalg.norm(dots[..., 0, :] - dots[..., 4, :], axis=-1)
 
 
 def dot_radius(points: np.ndarray, size: int = 512) -> int:
