@@ -19,8 +19,9 @@ OPENINGS = [i for i, name in enumerate(POSE) if name.startswith(("eye_", "mouth_
 class StudioFaces(StudioClips):
     """Like :class:`rainlab.data.clips.StudioClips`, but faces that speak and look about.
 
-    facing: frame 0 shows the face at rest, nearly from the front. gaps: the landmarks of eyes and mouth are those of
-    the face at rest, as a detector of real faces leaves them on drawn ones (section 5.2).
+    facing: frame 0 shows brows, lids and mouth at rest, nearly from the front. gaps: the landmarks of eyes and
+    mouth are those of the face at rest, whatever it does: how we read the gaps that a detector of real faces leaves on
+    drawn ones (section 5.2).
     """
 
     def __init__(self, *arguments, gaps: bool = False, **options):

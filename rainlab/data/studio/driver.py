@@ -1,7 +1,8 @@
 """Landmarks of faces with real proportions, moved by the same poses as the drawn ones: drivers with a known truth.
 
 Stands in for what a detector (DWPose) finds on a webcam picture. A solid set of 68 points, as wide as a face is, turns
-and is seen from the front; eyes, brows and mouth move on it. What makes people differ are a dozen of its measures.
+and is seen from the front; eyes, brows and mouth move on it. Irises, smirk, breath and the body's sway do nothing here.
+What makes people differ are eight measures of the face, its size and its place.
 """
 
 import math
@@ -89,7 +90,7 @@ def landmarks(seeds, pose):
 
 
 def _turned(solid, at):
-    """Points ``(b, f, 68, 3)`` after the head has nodded, looked aside and tilted, as far as the drawn faces do."""
+    """Points ``(b, f, 68, 3)`` after the head has nodded, looked aside and tilted, by TURN's angles."""
     angle = {name: most * at[number] for name, (number, most) in TURN.items()}
     x, y, z = solid.unbind(-1)
     nod, look, tilt = (a[..., None] for a in (angle["nod"], angle["look"] + angle["yaw"], angle["tilt"]))
