@@ -158,23 +158,27 @@ class StudioClips(Sequence[Clip]):
 
     def _render(self, indices: Sequence[int]) -> list[Clip]:
         seeds = torch.cat([body.split_seeds(self.split, 1, self._number(index)) for index in indices])
-        pause = body.pauses(seeds, *PAUSE) if self.pause else None
-        bodies = body.render(seeds, seeds, self.frames, self.size, self.fps, facing=self.facing, pause=pause)
-        conditions = pose.draw(bodies.keypoints, self.size)
+        made, conditions = self._made(seeds)
         return [
             Clip(
-                frames=bodies.frames[i].numpy(),
-                condition=conditions[i].numpy(),
+                frames=made.frames[i].numpy(),
+                condition=conditions[i],
                 name=self.name(index),
                 fps=self.fps,
                 split=self.split,
                 licence=STUDIO_LICENCE,
-                mask=bodies.mask[i].numpy(),
-                flow=bodies.flow[i].numpy(),
-                visible=bodies.visible[i].numpy(),
+                mask=made.mask[i].numpy(),
+                flow=made.flow[i].numpy(),
+                visible=made.visible[i].numpy(),
             )
             for i, index in enumerate(indices)
         ]
+
+    def _made(self, seeds: torch.Tensor) -> tuple[body.BodyClips, Sequence[np.ndarray]]:
+        """What the studio knows of the clips of these seeds, and their condition pictures."""
+        pause = body.pauses(seeds, *PAUSE) if self.pause else None
+        made = body.render(seeds, seeds, self.frames, self.size, self.fps, facing=self.facing, pause=pause)
+        return made, pose.draw(made.keypoints, self.size).numpy()
 
     def fingerprint(self) -> dict:
         """All that determines the clips, for the hash of a run."""

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from rainlab.data import landmarks
-from rainlab.data.clips import PAUSE, STUDIO_LICENCE, Clip, StudioClips
+from rainlab.data.clips import PAUSE, StudioClips
 from rainlab.data.studio import body, face
 from rainlab.data.studio.expression import POSE, expressions
 
@@ -28,32 +28,18 @@ class StudioFaces(StudioClips):
         super().__init__(*arguments, **options)
         self.gaps = gaps
 
-    def _render(self, indices: Sequence[int]) -> list[Clip]:
-        seeds = torch.cat([body.split_seeds(self.split, 1, self._number(index)) for index in indices])
+    def _made(self, seeds: torch.Tensor) -> tuple[face.FaceClips, Sequence[np.ndarray]]:
         poses = torch.cat([self._poses(seed) for seed in seeds.split(1)])
-        clips = face.render(seeds, size=self.size, pose=poses)
-        points = clips.landmarks
+        made = face.render(seeds, size=self.size, pose=poses)
+        points = made.landmarks
         if self.gaps:
             poses[..., OPENINGS] = 0
             points, _ = face.landmarks(seeds, poses, self.size)
-        made = []
-        for i, index in enumerate(indices):
-            dots = landmarks.to_anime(points[i].numpy(), ())
-            radius = landmarks.dot_radius(clips.landmarks[i, 0].numpy(), self.size[0])
-            made.append(
-                Clip(
-                    frames=clips.frames[i].numpy(),
-                    condition=np.stack([landmarks.draw(each, self.size, radius) for each in dots]),
-                    name=self.name(index),
-                    fps=self.fps,
-                    split=self.split,
-                    licence=STUDIO_LICENCE,
-                    mask=clips.mask[i].numpy(),
-                    flow=clips.flow[i].numpy(),
-                    visible=clips.visible[i].numpy(),
-                )
-            )
-        return made
+        conditions = []
+        for real, dots in zip(made.landmarks.numpy(), landmarks.to_anime(points.numpy(), ()), strict=True):
+            radius = landmarks.dot_radius(real[0], self.size[0])
+            conditions.append(np.stack([landmarks.draw(each, self.size, radius) for each in dots]))
+        return made, conditions
 
     def _poses(self, seed: torch.Tensor) -> torch.Tensor:
         """``(1, f, 45)``."""

@@ -137,9 +137,8 @@ def calibrate(driver: np.ndarray, character: np.ndarray) -> Calibration:
     if driver.ndim != 2 or character.ndim != 2:
         raise ValueError(f"calibrate: got {driver.shape} and {character.shape}, expected one face each")
     jaw, made = PARTS["jaw"], []
-    theirs, (width, height) = _along(character[jaw], *_axes(character[jaw], (0, 4)))
-    across = _axes(driver, (2, 14))
-    ours, here = _along(to_anime(driver, ())[jaw], *across)
+    theirs, across = _axes(character[jaw], (0, 4)), _axes(driver, (2, 14))
+    (width, height), here = _reach(character[jaw], theirs), _reach(to_anime(driver, ())[jaw], across)
     if min(width, height, *here) <= 0:
         raise ValueError("calibrate: a jaw without extent, expected faces at rest and nearly from the front")
     size = width / here[0]
@@ -152,7 +151,7 @@ def calibrate(driver: np.ndarray, character: np.ndarray) -> Calibration:
         along = _axes(_moved(driver, made)[first:last], axis)
         if part != "nose":
             inner = slice(1, 4) if part == "jaw" else slice(None)  # its upper ends give the face its width
-            (_, there), (_, here) = (_along(x[members][inner], *along) for x in (wanted, to_anime(driver, made)))
+            there, here = (_reach(x[members][inner], along) for x in (wanted, to_anime(driver, made)))
             if here[0] <= 0 or ("eye" in part and here[1] <= 0):
                 raise ValueError(f"calibrate: the driver's {part} has no extent, expected a face at rest, eyes open")
             tall = there[1] / here[1] if "eye" in part else MOUTH_OPENS if part == "mouth" else 1.0
@@ -175,9 +174,10 @@ def _axes(part: np.ndarray, axis: tuple[int, int]) -> tuple[np.ndarray, np.ndarr
     return along, np.stack([-along[..., 1], along[..., 0]], -1)
 
 
-def _along(points: np.ndarray, x: np.ndarray, y: np.ndarray):
-    """The axes again, and how far the points reach along them."""
-    return (x, y), (np.ptp(points @ x), np.ptp(points @ y))
+def _reach(points: np.ndarray, axes: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+    """How far points reach along both axes."""
+    x, y = axes
+    return np.ptp(points @ x), np.ptp(points @ y)
 
 
 def _moved(points: np.ndarray, transforms: Sequence[Transform]) -> np.ndarray:

@@ -58,9 +58,9 @@ def calibration(pairs: int = 64, frames: int = 48) -> runs.Run:
         if run.finished:
             return run
         errors: dict[tuple[str, str], list[float]] = {}
+        jaw = landmarks.PARTS["jaw"]
         for number in range(pairs):
             _, truth, made = pair(number, frames)
-            jaw = landmarks.PARTS["jaw"]
             for way, dots in made.items():
                 here, there = (x - x[:, jaw].mean(1, keepdims=True) for x in (dots, truth))
                 far = np.linalg.norm(here - there, axis=-1) / landmarks.face_width(truth).mean() * 100

@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from rainlab.data.studio.expression import BOTH, POSE
+from rainlab.data.studio.expression import BOTH, POSE, check_pose
 from rainlab.data.studio.face import TURN
 from rainlab.data.studio.people import Lots
 
@@ -22,9 +22,8 @@ def landmarks(seeds, pose):
 
     seeds: int64 (b,), who; pose: ``(b, f, 45)`` of `expression`. ValueError for a pose of another shape.
     """
-    seeds, pose = torch.as_tensor(seeds, dtype=torch.int64).view(-1), torch.as_tensor(pose, dtype=torch.float64)
-    if pose.ndim != 3 or pose.shape[0] != len(seeds) or pose.shape[2] != len(POSE):
-        raise ValueError(f"pose: got shape {tuple(pose.shape)}, expected ({len(seeds)}, frames, {len(POSE)})")
+    seeds = torch.as_tensor(seeds, dtype=torch.int64).view(-1)
+    pose = check_pose(pose, len(seeds))
     lots, at = Lots(seeds), dict(zip(POSE, pose.unbind(-1), strict=True))
     still = torch.zeros(pose.shape[:2], dtype=torch.float64)
 

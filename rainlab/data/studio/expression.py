@@ -40,6 +40,14 @@ def pose_of(values, count=1):
     return pose
 
 
+def check_pose(pose, count):
+    """``pose`` as float64 ``(count, f, 45)``; ValueError for another shape."""
+    pose = torch.as_tensor(pose, dtype=torch.float64)
+    if pose.ndim != 3 or len(pose) != count or pose.shape[2] != len(POSE):
+        raise ValueError(f"pose: got shape {tuple(pose.shape)}, expected ({count}, frames, {len(POSE)})")
+    return pose
+
+
 def expressions(seeds, time):
     """Poses of b endless motions: float64 ``(b, f, 45)``. seeds int64 (b,), time float64 (f,) in seconds.
 

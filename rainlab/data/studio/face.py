@@ -10,7 +10,7 @@ import torch
 
 from rainlab.data.studio import features
 from rainlab.data.studio.body import CHUNK
-from rainlab.data.studio.expression import POSE, expressions
+from rainlab.data.studio.expression import POSE, check_pose, expressions
 from rainlab.data.studio.motion import stage
 from rainlab.data.studio.paint import TEXTURE, picture
 from rainlab.data.studio.people import HEADWEAR, people
@@ -76,7 +76,8 @@ def render(identity_seeds, motion_seeds=None, frames=16, size=(64, 64), fps=12.0
         if len(who) != len(how) or not len(who):
             raise ValueError(f"got {len(who)} identity and {len(how)} motion seeds; expected equally many, not none")
         pose = expressions(how, (start + torch.arange(frames, dtype=torch.float64)) / fps)
-    frames = _checked(who, pose).shape[1]
+    pose = check_pose(pose, len(who))
+    frames = pose.shape[1]
     clip, looks, figure, shadow = _scene(who, pose, size, frozenset(without))
 
     pictures, owners, parts = [], [], []
@@ -89,13 +90,13 @@ def render(identity_seeds, motion_seeds=None, frames=16, size=(64, 64), fps=12.0
         pictures.append(picture(drawn, looks, some, shadow[:, some].float(), layers, size, torch.ones(())))
     owner, parts = torch.cat(owners), torch.cat(parts)
     now = torch.arange(len(clip)).view(-1, frames)[:, :-1].reshape(-1)
-    motion, visible = flow(figure, owner, now, now + 1, height, width) if len(now) else _still(size)
+    motion, visible = flow(figure, owner, now, now + 1, height, width)
     _move_features(motion, visible, figure, looks, owner, parts, now, size)
     points, seen = _landmarks(figure, looks, size)
     shape = (len(who), frames, height, width)
     return FaceClips(
         frames=torch.cat(pictures).view(*shape, 3),
-        pose=torch.as_tensor(pose).float(),
+        pose=pose.float(),
         landmarks=points.view(*shape[:2], 68, 2),
         seen=seen.view(*shape[:2], 68),
         mask=(owner != NOTHING).view(shape),
@@ -107,22 +108,16 @@ def render(identity_seeds, motion_seeds=None, frames=16, size=(64, 64), fps=12.0
 def landmarks(identity_seeds, pose, size=(64, 64)):
     """The 68 points of faces and whether they face us, as FaceClips has them, without rendering; as for `render`."""
     who = torch.as_tensor(identity_seeds, dtype=torch.int64).view(-1)
-    shape = _checked(who, pose).shape[:2]
+    pose = check_pose(pose, len(who))
+    shape = pose.shape[:2]
     _, looks, figure, _ = _scene(who, pose, size, frozenset())
     points, seen = _landmarks(figure, looks, size)
     return points.view(*shape, 68, 2), seen.view(*shape, 68)
 
 
-def _checked(who, pose):
-    pose = torch.as_tensor(pose)
-    if pose.ndim != 3 or len(pose) != len(who) or pose.shape[2] != len(POSE):
-        raise ValueError(f"pose: got shape {tuple(pose.shape)}, expected ({len(who)}, frames, {len(POSE)})")
-    return pose
-
-
 def _scene(who, pose, size, without):
     """(which character each frame shows, Looks and Shapes of the frames, their shadows)."""
-    flat = torch.as_tensor(pose, dtype=torch.float64).reshape(-1, len(POSE))
+    flat = pose.reshape(-1, len(POSE))
     clip = torch.arange(len(who)).repeat_interleave(len(flat) // len(who))
     measures, looks = people(who)
     figure, shadow = _figure({name: value[clip] for name, value in measures.items()}, flat, size)
@@ -159,11 +154,6 @@ def _figure(body, pose, size):
     figure = shapes(**{**capsules, **pixels, "radius": capsules["radius"] * scale[..., None]})
     below = torch.stack([still + width / 2, still + 9.0 * height, still + width, still + 1.0])  # nothing of it is seen
     return figure, below
-
-
-def _still(size):
-    pixels = size[0] * size[1]
-    return torch.zeros(0, pixels, 2), torch.zeros(0, pixels, dtype=torch.bool)
 
 
 def _on_head(figure, looks, frame, px, py):
