@@ -42,6 +42,42 @@ def test_a_driver_moves_as_the_pose_says():
         driver.landmarks(WHO[:1], torch.zeros(1, 45))
 
 
+@pytest.mark.parametrize("name", ["head_x", "head_y"])
+def test_a_driver_turns_the_way_a_character_does(name):
+    """The features of both go the same way and about as far, measured by the width of their faces."""
+    poses = of({}, {name: 0.6}, {name: -0.6}).repeat(3, 1, 1)
+
+    def gone(points):
+        """How far eyes, nose and mouth go against the jaw's ends: (2 poses, x and y)."""
+        dots = landmarks.to_anime(points.double().numpy(), ())
+        inner = dots[:, :, 11:].mean(2) - dots[:, :, [0, 4]].mean(2)
+        return (inner[:, 1:] - inner[:, :1]).mean(0) / landmarks.face_width(dots[:, 0]).mean()
+
+    ours, theirs = gone(driver.landmarks(WHO, poses)), gone(face.landmarks(WHO, poses)[0])
+    assert np.abs(ours).max() > 0.03
+    np.testing.assert_allclose(ours, theirs, atol=0.4 * np.abs(ours).max())
+
+
+def slope(points):
+    """Angle of the line between the eyes' middles in radians, downwards to the right."""
+    left, right = (points[..., part, :].double().mean(-2) for part in (slice(36, 42), slice(42, 48)))
+    return torch.atan2((right - left)[..., 1], (right - left)[..., 0])
+
+
+def test_heads_tilt_when_they_tilt_and_not_when_they_look_aside():
+    poses = of({"head_y": 1.0}, {"head_y": -1.0}, {"neck_z": 0.6}, {"neck_z": -0.6})
+    made = [driver.landmarks(WHO[:1], poses)[0], face.landmarks(WHO[:1], poses, (64, 64))[0][0]]
+    ours, theirs = map(slope, made)
+    for angles in (ours, theirs):
+        assert angles[:2].abs().max() < 0.03 and angles[2] > 0.2 and angles[3] < -0.2
+    torch.testing.assert_close(ours[2:], theirs[2:], atol=0.06, rtol=0)
+
+
+def test_a_driver_smirks_on_its_left():
+    points = driver.landmarks(WHO[:1], of({}, {"mouth_smirk": 1.0}))[0].numpy()
+    assert points[1, 54, 1] < points[0, 54, 1] - 0.005 and points[1, 48, 1] == points[0, 48, 1]
+
+
 def test_a_calibration_makes_the_face_at_rest_the_character_s():
     """Neither the driver's place nor its tilt and size matter; the truth is the character's own dots."""
     points = driver.landmarks(WHO, at_rest()).numpy()[:, 0]
@@ -75,12 +111,24 @@ def test_a_calibrated_driver_still_opens_and_closes():
 
 
 def test_a_face_that_cannot_be_calibrated_on_is_refused():
-    real = driver.landmarks(WHO[:1], of({"eye_wink_left": 1.0, "eye_wink_right": 1.0}))[0, 0].numpy()
-    dots = landmarks.to_anime(real, ())
-    real[37:42, 1] = real[36, 1]
-    real[39] = real[36] + (0.1, 0.0)
-    with pytest.raises(ValueError, match="the driver's left eye has no extent, expected a face at rest, eyes open"):
-        landmarks.calibrate(real, dots)
+    poses = of({}, {"eye_wink_left": 1.0}, {"eye_wink_right": 1.0}, {"head_y": 1.0}, {"head_y": -1.0})
+    drivers = driver.landmarks(WHO[:1], poses)[0].numpy()
+    characters = landmarks.to_anime(face.landmarks(WHO[:1], poses)[0][0].double().numpy(), ())
+    real, dots = drivers[0], characters[0]
+    for number, message in ((1, "right eye is nearly shut"), (2, "left eye is nearly shut"),
+                            (3, r"looks aside, nose \+0"), (4, r"looks aside, nose -0")):  # fmt: skip
+        with pytest.raises(ValueError, match=f"the driver.*{message}"):
+            landmarks.calibrate(drivers[number], dots)
+        with pytest.raises(ValueError, match=f"the character.*{message}"):
+            landmarks.calibrate(real, characters[number])
+    lost = real.copy()
+    lost[[3, 40]] = np.nan
+    with pytest.raises(ValueError, match=r"the driver's points \[3, 40\] are not finite"):
+        landmarks.calibrate(lost, dots)
+    flat = real.copy()
+    flat[60:68] = real[60]
+    with pytest.raises(ValueError, match="the driver's mouth has no extent"):
+        landmarks.calibrate(flat, dots)
     with pytest.raises(ValueError, match="a jaw without extent"):
         landmarks.calibrate(np.zeros((68, 2)) + np.arange(68)[:, None] * (1, 0), dots)
     with pytest.raises(ValueError, match="expected one face each"):
@@ -90,15 +138,19 @@ def test_a_face_that_cannot_be_calibrated_on_is_refused():
 def test_errors_are_recorded_by_way_and_part(monkeypatch, tmp_path):
     monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path))
     run = morphing.calibration(pairs=3, frames=5)
-    by_hand = []
+    by_hand, at_rest = [], []
     for number in range(3):
         points, truth, made = morphing.pair(number, 5)
         assert points.shape == (5, 68, 2) and truth.shape == (5, 26, 2) and made.keys() == {*morphing.WAYS}
         here, there = (x - x[:, :5].mean(1, keepdims=True) for x in (made["calibrated"], truth))
         width = np.linalg.norm(truth[:, 0] - truth[:, 4], axis=-1).mean()
-        by_hand.append(100 * np.linalg.norm(here - there, axis=-1).mean() / width)
+        far = 100 * np.linalg.norm(here - there, axis=-1) / width
+        by_hand.append(far[1:].mean())
+        at_rest.append(far[0].mean())
     assert run.value("landmark_error", way="calibrated", part="all")["value"] == pytest.approx(
         np.mean(by_hand), rel=1e-5
     )
+    rest = run.value("rest_error", way="calibrated", part="all")["value"]
+    assert rest == pytest.approx(np.mean(at_rest), rel=1e-5) and rest < np.mean(by_hand)
     assert {row["part"] for row in run.metrics()} == {*landmarks.PARTS, "all"}
     assert morphing.calibration(pairs=3, frames=5).path == run.path

@@ -44,3 +44,5 @@ def test_other_shapes_are_refused():
     for panels in ({}, {"a": {"points": np.zeros((26, 3))}}):
         with pytest.raises(ValueError, match=r"expected \(n, 2\), one panel at least"):
             dots.numbered(panels)
+    with pytest.raises(ValueError, match="not finite in b; leave them out"):
+        dots.numbered({"a": {"points": POINTS}, "b": {"points": np.where(POINTS > 0.7, np.nan, POINTS)}})

@@ -162,11 +162,15 @@ def test_features_can_be_left_out(what):
         ({"motion_seeds": [1, 2], "size": (8, 64)}, r"got size \(8, 64\)"),
         ({"motion_seeds": [1, 2], "frames": 0}, "0 frames"),
         ({"pose": torch.zeros(2, 3, 44)}, r"expected \(2, frames, 45\)"),
+        ({"pose": torch.zeros(2, 0, 45)}, "one face and one frame at least"),
+        ({"pose": torch.zeros(2, 3, 45), "motion_seeds": [1, 2]}, "got motion seeds and a pose"),
         ({"motion_seeds": [1, 2], "without": ("nose",)}, "expected some of brows, eyes, mouth"),
     ],
 )
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         face.render([1, 2], **arguments)
+    with pytest.raises(ValueError, match=r"got size \(0, 64\)"):
+        face.landmarks([1], torch.zeros(1, 1, 45), (0, 64))
     with pytest.raises(ValueError, match="expected names of POSE"):
         pose_of({"eye_wink": 1})

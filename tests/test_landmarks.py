@@ -84,7 +84,9 @@ def test_larger_faces_and_pictures_have_larger_dots():
         (lambda: landmarks.draw(np.zeros((68, 2)), (8, 8), 1), r"got shape \(68, 2\), expected \(…, 26, 2\)"),
         (lambda: landmarks.draw(np.zeros((26, 2)), (8, 8), 0), "radius: got 0, expected at least 1"),
         (lambda: Transform(60, 70, (0, 4)), "points 60 to 70"),
-        (lambda: Transform(36, 42, (0, 6)), "not within"),
+        (lambda: Transform(36, 42, (0, 6)), r"got axis \(0, 6\), expected two different points, numbers 0 to 5"),
+        (lambda: Transform(36, 42, (3, 3)), "two different points"),
+        (lambda: Transform(36, 42, (0, 3), unit=(33, -1)), r"got unit \(33, -1\)"),
         (lambda: Transform(36, 42, (0, 3), shift=(0.1, 0)), "a shift needs a unit"),
     ],
 )

@@ -78,6 +78,10 @@ def test_a_sheet_says_its_rows_columns_and_title():
     words = [text.get_text() for text in figure.axes[0].texts]
     assert words == ["truth", "ours", "now", "then"]
     assert figure.axes[0].get_title(loc="left") == "Sheet"
+    (axes,) = plot.sheet({"": pictures(3), " ": pictures(2)}, scale=1, names=list("abcde")).axes
+    named = {text.get_text(): text.get_position() for text in axes.texts if text.get_text().strip()}
+    assert [*named] == list("abcde") and named["a"][1] == named["c"][1] < named["d"][1] == named["e"][1]
+    assert named["a"][0] == named["d"][0] < named["b"][0]
 
 
 @pytest.mark.parametrize(

@@ -46,10 +46,14 @@ class Transform:
     unit: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.first < self.last <= REAL or max(self.axis) >= self.last - self.first:
-            raise ValueError(f"transform of points {self.first} to {self.last}, axis {self.axis}: not within {REAL}")
+        name = f"transform of points {self.first} to {self.last}"
+        if not 0 <= self.first < self.last <= REAL:
+            raise ValueError(f"{name}: expected some of the {REAL} points")
+        for what, pair, count in (("axis", self.axis, self.last - self.first), ("unit", self.unit, REAL)):
+            if pair and (pair[0] == pair[1] or not 0 <= min(pair) <= max(pair) < count):
+                raise ValueError(f"{name}: got {what} {pair}, expected two different points, numbers 0 to {count - 1}")
         if any(self.shift) and self.unit is None:
-            raise ValueError(f"transform of points {self.first} to {self.last}: a shift needs a unit")
+            raise ValueError(f"{name}: a shift needs a unit")
 
     def __call__(self, points: np.ndarray) -> np.ndarray:
         """``(…, 68, 2)`` -> a copy of it, changed."""
@@ -103,6 +107,8 @@ MOVED = (
 )  # fmt: skip
 """What a calibration moves: a part, its points, and the two of them that its axis leads through."""
 MOUTH_OPENS = 1.2  # by which the published transforms open a mouth wider
+OPEN = 0.22  # an eye less high than this share of its width is shut; wide open ones of people have 0.33 and more
+TURNED = 0.15  # from the jaw's middle, in shares of its width: a nose farther away belongs to a head that looks aside
 EYES_APART, FACE_HIGH = (36, 45), (27, 8)  # units of shifts: both shorten as a head turns or nods
 
 
@@ -131,16 +137,23 @@ def calibrate(driver: np.ndarray, character: np.ndarray) -> Calibration:
         driver: ``(68, 2)``. character: its 26 points, ``(26, 2)``.
 
     Raises:
-        ValueError: another shape, or a face whose jaw or eyes have no extent.
+        ValueError: another shape, points that are not finite, a jaw without extent, or a face that is not at rest: an
+            eye nearly shut, or the nose far from the middle of the jaw.
     """
     driver, character = _checked(driver, REAL).astype(np.float64), _checked(character, ANIME).astype(np.float64)
     if driver.ndim != 2 or character.ndim != 2:
         raise ValueError(f"calibrate: got {driver.shape} and {character.shape}, expected one face each")
+    for whose, points in (("driver", driver), ("character", character)):
+        if not np.isfinite(points).all():
+            lost = np.flatnonzero(~np.isfinite(points).all(1)).tolist()
+            raise ValueError(f"calibrate: the {whose}'s points {lost} are not finite, expected a face that is all seen")
     jaw, made = PARTS["jaw"], []
     theirs, across = _axes(character[jaw], (0, 4)), _axes(driver, (2, 14))
     (width, height), here = _reach(character[jaw], theirs), _reach(to_anime(driver, ())[jaw], across)
     if min(width, height, *here) <= 0:
         raise ValueError("calibrate: a jaw without extent, expected faces at rest and nearly from the front")
+    for whose, points in (("driver", to_anime(driver, ())), ("character", character)):
+        _check_rest(whose, points)
     size = width / here[0]
     made.append(Transform(0, REAL, (2, 14), scale=(1.0, height / (size * here[1]))))
     # the character as it would be in the driver's picture, as wide as the driver and as upright
@@ -148,12 +161,13 @@ def calibrate(driver: np.ndarray, character: np.ndarray) -> Calibration:
     wanted = middle + (character - character[jaw].mean(0)) @ np.stack(theirs).T @ np.stack(across) / size
     for part, first, last, axis in MOVED:
         members = PARTS[part]
-        along = _axes(_moved(driver, made)[first:last], axis)
+        there = _moved(driver, made)[first:last]
+        if not np.subtract(*there[list(axis)]).any():
+            raise ValueError(f"calibrate: the driver's {part} has no extent, expected a face nearly from the front")
+        along = _axes(there, axis)
         if part != "nose":
             inner = slice(1, 4) if part == "jaw" else slice(None)  # its upper ends give the face its width
             there, here = (_reach(x[members][inner], along) for x in (wanted, to_anime(driver, made)))
-            if here[0] <= 0 or ("eye" in part and here[1] <= 0):
-                raise ValueError(f"calibrate: the driver's {part} has no extent, expected a face at rest, eyes open")
             tall = there[1] / here[1] if "eye" in part else MOUTH_OPENS if part == "mouth" else 1.0
             made.append(Transform(first, last, axis, scale=(there[0] / here[0], tall)))
         if part != "jaw":
@@ -165,6 +179,27 @@ def calibrate(driver: np.ndarray, character: np.ndarray) -> Calibration:
                 made.append(Transform(first, last, axis, shift=tuple(shift), unit=unit))
     offset = character[jaw].mean(0) - size * middle
     return Calibration(tuple(made), float(size), tuple(offset))
+
+
+def _check_rest(whose: str, points: np.ndarray) -> None:
+    """Raise ValueError unless 26 points are those of a face that looks ahead with open eyes."""
+    for part in ("left eye", "right eye"):
+        eye = points[PARTS[part]]
+        across, high = _reach(eye, _axes(eye, (0, 2)))
+        if not high > OPEN * across:
+            share = high / max(across, 1e-9)
+            raise ValueError(
+                f"calibrate: the {whose}'s {part} is nearly shut, {share:.2f} of its width high, "
+                f"expected at least {OPEN}; take a picture with open eyes"
+            )
+    ends = points[[0, 4]]
+    along, width = _axes(ends, (0, 1))[0], np.linalg.norm(ends[1] - ends[0])
+    aside = float((points[PARTS["nose"]][0] - ends.mean(0)) @ along / width)
+    if abs(aside) > TURNED:
+        raise ValueError(
+            f"calibrate: the {whose} looks aside, nose {aside:+.2f} of the jaw's width from its middle, "
+            f"expected at most {TURNED}; take a picture from the front"
+        )
 
 
 def _axes(part: np.ndarray, axis: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

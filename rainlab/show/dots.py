@@ -25,11 +25,13 @@ def numbered(
     pale; and, where wanted, ``groups`` (tuples of points to mark as one), ``picture`` uint8 ``(h, w, 3)`` behind them,
     ``numbers`` False. ``side``: of a panel in inches.
 
-    Raises ValueError for no panel, or points of another shape.
+    Raises ValueError for no panel, or points of another shape or not finite.
     """
     sets = [np.asarray(panel["points"], np.float64) for panel in panels.values()]
     if not sets or any(points.ndim != 2 or points.shape[1] != 2 for points in sets):
         raise ValueError(f"panels: got points of shapes {[x.shape for x in sets]}, expected (n, 2), one panel at least")
+    if lost := [title for title, points in zip(panels, sets, strict=True) if not np.isfinite(points).all()]:
+        raise ValueError(f"panels: got points that are not finite in {', '.join(lost)}; leave them out")
     boxes = [_box(np.concatenate(sets) if alike else points) for points in sets]
     rows = -(-len(panels) // columns)
     figure = new_figure(side * min(columns, len(panels)), (side + 0.3) * rows, layout="constrained")
@@ -46,11 +48,19 @@ def numbered(
             _ring(axes, points[list(group)])
         axes.scatter(*points.T, s=9, c=_colours(len(points)), zorder=3)
         if panel.get("numbers", True):
-            for i, (x, y) in enumerate(points):
+            for i, (point, away) in enumerate(zip(points, _away(points), strict=True)):
                 axes.annotate(
-                    str(i), (x, y), (2.5, 2.5), textcoords="offset points", fontsize=5.5, color="white", zorder=4
-                )
+                    str(i), point, 5.5 * away, textcoords="offset points", fontsize=5, color="white", zorder=4,
+                    ha="center", va="center",
+                )  # fmt: skip
     return figure
+
+
+def _away(points: np.ndarray, neighbours: int = 3) -> np.ndarray:
+    """Unit vectors ``(n, 2)``, y up, from a point's nearest neighbours: where its number is in nobody's way."""
+    near = np.linalg.norm(points[:, None] - points, axis=-1).argsort(1)[:, 1 : neighbours + 1]
+    away = (points - points[near].mean(1)) * (1, -1)
+    return away / np.linalg.norm(away, axis=-1, keepdims=True).clip(1e-9)
 
 
 def _box(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -69,6 +79,7 @@ def _colours(count: int) -> Sequence[Any]:
 
 def _ring(axes: Any, points: np.ndarray) -> None:
     """A yellow line around the points of a group, and a circle around one alone."""
-    axes.plot(*points.T, color=GROUP, linewidth=7, alpha=0.55, solid_capstyle="round", zorder=2)
     if len(points) == 1:
-        axes.scatter(*points.T, s=45, color=GROUP, alpha=0.55, linewidths=0, zorder=2)
+        axes.scatter(*points.T, s=18, color=GROUP, alpha=0.55, linewidths=0, zorder=2)
+    else:
+        axes.plot(*points.T, color=GROUP, linewidth=3.5, alpha=0.45, solid_capstyle="round", zorder=2)

@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 
@@ -27,11 +28,13 @@ def sheet(
     scale: int | None = None,
     title: str | None = None,
     columns: Sequence[str] | None = None,
+    names: Sequence[str] | None = None,
 ) -> Figure:
     """Rows of pictures, each with its label: ``{label: uint8 (n, h, w, 3)}``, all of one size.
 
     `scale` enlarges by a whole factor without smoothing (None: until a notebook's width is filled, at most 5);
-    `columns` are labels under the pictures. ValueError for anything but uint8 pictures of one size.
+    `columns` are labels under the pictures, `names` one for every picture, row by row, in its lower left corner.
+    ValueError for anything but uint8 pictures of one size.
     """
     stacks = [_pictures(stack, f"row {label!r}") for label, stack in rows.items()]
     if not stacks or len({stack.shape[1:] for stack in stacks}) > 1:
@@ -63,6 +66,11 @@ def sheet(
     for j, label in enumerate(columns or ()):
         middle, bottom = j * (width + gap) + width / 2, canvas.shape[0] + 5
         axes.text(middle, bottom, label, ha="center", va="top", fontsize=9 * zoom)
+    cells = [(i, j) for i, stack in enumerate(stacks) for j in range(len(stack))]
+    for (i, j), name in zip(cells, names or (), strict=False):
+        corner = j * (width + gap) + 4, (i + 1) * (height + gap) - gap - 4
+        shade = [patheffects.withStroke(linewidth=2 * zoom, foreground="#00000099")]
+        axes.text(*corner, name, va="bottom", fontsize=8 * zoom, color="white", path_effects=shade)
     if title:
         axes.set_title(title, pad=8, fontsize=11 * zoom)
     return figure

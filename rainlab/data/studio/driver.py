@@ -1,7 +1,7 @@
 """Landmarks of faces with real proportions, moved by the same poses as the drawn ones: drivers with a known truth.
 
 Stands in for what a detector (DWPose) finds on a webcam picture. A solid set of 68 points, as wide as a face is, turns
-and is seen from the front; eyes, brows and mouth move on it. Irises, smirk, breath and the body's sway do nothing here.
+and is seen from the front; eyes, brows and mouth move on it. Irises, breath and the body's sway do nothing here.
 What makes people differ are eight measures of the face, its size and its place.
 """
 
@@ -9,10 +9,10 @@ import math
 
 import torch
 
-from rainlab.data.studio.expression import BOTH, POSE, check_pose
-from rainlab.data.studio.face import TURN
+from rainlab.data.studio.expression import BOTH, POSE, TURN, check_pose
 from rainlab.data.studio.people import Lots
 
+VERSION = 1  # raised when the same seeds and poses give other points
 SIZE = 0.21  # half a face's width as a share of the picture's
 EYES = (("_right", -1.0), ("_left", 1.0))
 
@@ -70,6 +70,7 @@ def landmarks(seeds, pose):
         share = at["mouth_" + vowel]
         width, opens = width * (1 + share * (wide - 1)), opens + share * tall
     corner = {side: 0.07 * (at[f"mouth_lowered_corner{side}"] - at[f"mouth_raised_corner{side}"]) for side in BOTH}
+    corner["_left"] = corner["_left"] - 0.06 * at["mouth_smirk"]
     lip = own("lip", 0.05, 0.09)
 
     def of_mouth(u, edge, out):

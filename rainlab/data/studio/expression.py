@@ -22,6 +22,9 @@ POSE = (
 )  # fmt: skip
 """The names of the numbers, in THA4's order. Positive rotations: x up, y to the character's left, z to the picture's
 right."""
+TURN = {"look": ("head_y", 0.55), "nod": ("head_x", 0.30), "tilt": ("neck_z", 0.45), "yaw": ("body_y", 0.3),
+        "lean": ("body_z", 0.10)}  # fmt: skip
+"""Angles of the body's motion by a number of the pose, and what it is at 1: radians, the tilt in its own unit."""
 VOWELS = tuple(name for name in POSE if name.startswith("mouth_") and "corner" not in name and name != "mouth_smirk")
 MOODS = ("troubled", "angry", "lowered", "raised", "happy", "serious")
 BLINK = 0.22  # seconds that a blink takes
@@ -41,10 +44,11 @@ def pose_of(values, count=1):
 
 
 def check_pose(pose, count):
-    """``pose`` as float64 ``(count, f, 45)``; ValueError for another shape."""
+    """``pose`` as float64 ``(count, f, 45)``; ValueError for another shape, or none at all."""
     pose = torch.as_tensor(pose, dtype=torch.float64)
-    if pose.ndim != 3 or len(pose) != count or pose.shape[2] != len(POSE):
-        raise ValueError(f"pose: got shape {tuple(pose.shape)}, expected ({count}, frames, {len(POSE)})")
+    if pose.ndim != 3 or len(pose) != count or pose.shape[2] != len(POSE) or not pose.numel():
+        expected = f"({count}, frames, {len(POSE)}), one face and one frame at least"
+        raise ValueError(f"pose: got shape {tuple(pose.shape)}, expected {expected}")
     return pose
 
 

@@ -10,19 +10,16 @@ import torch
 
 from rainlab.data.studio import features
 from rainlab.data.studio.body import CHUNK
-from rainlab.data.studio.expression import POSE, check_pose, expressions
+from rainlab.data.studio.expression import POSE, TURN, check_pose, expressions
 from rainlab.data.studio.motion import stage
 from rainlab.data.studio.paint import TEXTURE, picture
 from rainlab.data.studio.people import HEADWEAR, people
 from rainlab.data.studio.raster import GEOMETRY, NOTHING, cover, flow, place, shapes, surface, turned, winner
 
-VERSION = 1  # raised when the same seeds give other bytes
+VERSION = 2  # raised when the same seeds give other bytes
 HEAD = 0.29  # the head's radius as a share of the picture's height
 CENTRE = 0.47  # how far down the picture the head's middle is at rest
 SKULL, JAW, CAP = -0.12, 0.36, 0.80  # the head's ends in head radii, and how many of them its coordinates count outside
-TURN = {"look": ("head_y", 0.55), "nod": ("head_x", 0.30), "tilt": ("neck_z", 0.45), "yaw": ("body_y", 0.3),
-        "lean": ("body_z", 0.10)}  # fmt: skip
-"""Angles of the body's motion by a number of the pose, and what it is at 1: radians, the tilt in its own unit."""
 HAIRLINE = (0.0, -0.02, 0.0, 0.0, -0.16, -0.02, 0.0, -0.03)  # how the cap of hair makes way for a face with a chin,
 FULL_HAIR = (0.0, -0.16, -0.22, 0.0, -0.16, -0.22, 0.0, 0.0)  # and how a larger one does besides
 AT_REST = {"raise_r": 0.2, "raise_l": 0.2, "elbow_r": 0.3, "elbow_l": 0.3}
@@ -60,15 +57,15 @@ def render(identity_seeds, motion_seeds=None, frames=16, size=(64, 64), fps=12.0
     poses (b, f, 45) in place of a motion; without: some of "brows", "eyes" and "mouth", to be left out of the picture.
 
     Returns FaceClips. On one machine the same seeds give the same bytes whatever else is in the batch.
-    Raises ValueError for seeds that do not pair up, a pose of another shape, sizes below 16 pixels, fewer than one
-    frame, fps not positive, or another name in ``without``.
+    Raises ValueError for seeds that do not pair up, a motion and a pose, a pose of another shape, sizes below 16
+    pixels, fewer than one frame, fps not positive, or another name in ``without``.
     """
     who = torch.as_tensor(identity_seeds, dtype=torch.int64).view(-1)
-    height, width = size
-    if min(size) < 16 or frames < 1 or fps <= 0:
-        raise ValueError(
-            f"got size {size}, {frames} frames, fps {fps}; expected 16 pixels and 1 frame at least, fps > 0"
-        )
+    height, width = _checked(size)
+    if frames < 1 or fps <= 0:
+        raise ValueError(f"got {frames} frames, fps {fps}; expected at least 1 frame, fps > 0")
+    if pose is not None and motion_seeds is not None:
+        raise ValueError("got motion seeds and a pose; expected one of them, since both say how the face moves")
     if unknown := set(without) - set(features.LEFT_OUT):
         raise ValueError(f"without: got {sorted(unknown)}, expected some of {', '.join(features.LEFT_OUT)}")
     if pose is None:
@@ -109,10 +106,17 @@ def landmarks(identity_seeds, pose, size=(64, 64)):
     """The 68 points of faces and whether they face us, as FaceClips has them, without rendering; as for `render`."""
     who = torch.as_tensor(identity_seeds, dtype=torch.int64).view(-1)
     pose = check_pose(pose, len(who))
+    _checked(size)
     shape = pose.shape[:2]
     _, looks, figure, _ = _scene(who, pose, size, frozenset())
     points, seen = _landmarks(figure, looks, size)
     return points.view(*shape, 68, 2), seen.view(*shape, 68)
+
+
+def _checked(size):
+    if len(size) != 2 or min(size) < 16:
+        raise ValueError(f"got size {size}; expected (height, width) of 16 pixels at least")
+    return size
 
 
 def _scene(who, pose, size, without):
@@ -146,6 +150,8 @@ def _figure(body, pose, size):
     headwear = body["headwear"].clone()
     hair = headwear[:, HEADWEAR.index("cap"), :8]
     hair += torch.tensor(HAIRLINE) + (hair[:, 6:7] > 1.2) * torch.tensor(FULL_HAIR)
+    nod = move["nod"].sin()
+    hair[:, 1:3] += torch.stack([0.6 * nod.clamp(max=0), -0.27 * nod], 1)  # hides what a bent head shows of its crown
     capsules, _, _ = stage(body | {"jaw": still + JAW, "headwear": headwear}, move)
     scale = (HEAD * height / body["head"])[:, None]
     centre = torch.stack([still + (width - 1) / 2, CENTRE * height - BREATH * height * at["breathing"], still], -1)
@@ -161,13 +167,14 @@ def _on_head(figure, looks, frame, px, py):
     g, span, cap = _head(figure, looks, frame)
     t, e, s, c = surface(g, px, py)
     s, c = turned(s, c, g["sin"], g["cos"])
-    return s * (1 - e * e).sqrt(), (t * span + e * cap - 0.5 * span) / cap, c
+    x = s * (1 - e * e).sqrt()
+    return x, (t * span + e * cap - 0.5 * span) / cap + features.nodded(_nod(looks, frame), x), c
 
 
 def _in_picture(figure, looks, frame, x, y):
     """The inverse: px, py, and the cosine of the angle to the viewer, below 0 on the far side."""
     g, span, cap = _head(figure, looks, frame)
-    u = y * cap + 0.5 * span
+    u = (y - features.nodded(_nod(looks, frame), x)) * cap + 0.5 * span
     t = (u / span).clamp(0, 1)
     e = ((u - t * span) / cap).clamp(-1, 1)
     s = (x / (1 - e * e).sqrt().clamp(min=1e-3)).clamp(-1, 1)
@@ -181,12 +188,17 @@ def _head(figure, looks, frame):
     return g, *(looks.texture[TEXTURE.index(name), frame, looks.head] for name in ("span", "cap"))
 
 
+def _nod(looks, frame):
+    return looks.face[features.FEATURES.index("nod"), frame]
+
+
 def _parts(figure, looks, owner, some, size):
     """Which feature owns each pixel of some frames, uint8 (m, h·w): `features.SKIN` for whatever is no head, too."""
     flat = (owner == looks.head).view(-1).nonzero()[:, 0]
     frame, pixel = flat // (size[0] * size[1]), flat % (size[0] * size[1])
-    x, y, z = _on_head(figure, replace(looks, texture=looks.texture[:, some]), frame, *_xy(pixel, size))
-    look = dict(zip(features.FEATURES, looks.face[:, some[frame]], strict=True))
+    looks = replace(looks, texture=looks.texture[:, some], face=looks.face[:, some])
+    x, y, z = _on_head(figure, looks, frame, *_xy(pixel, size))
+    look = dict(zip(features.FEATURES, looks.face[:, frame], strict=True))
     codes = torch.zeros(owner.numel(), dtype=torch.uint8)
     codes[flat] = features.parts(look, x, y, z, looks.features[1].without)
     return codes.view(owner.shape)

@@ -9,21 +9,25 @@ from dataclasses import dataclass
 
 import torch
 
-from rainlab.data.studio.expression import POSE
+from rainlab.data.studio.expression import POSE, TURN
 from rainlab.data.studio.paint import FACE, disc, over
 
 OF_SIDE = tuple(
     "eye_x eye_y eye_w top bottom iris_x iris_y iris_w iris_h brow_x brow_y brow_w brow_tilt brow_arch corner".split()
 )
-SHARED = tuple("red green blue hair_red hair_green hair_blue mouth_y mouth_w upper lower nose_y blush glasses".split())
+SHARED = tuple(
+    "red green blue hair_red hair_green hair_blue mouth_y mouth_w upper lower nose_y blush glasses nod".split()
+)
 SIDES = (("_r", "_right", -1.0), ("_l", "_left", 1.0))
 FEATURES = (*SHARED, *(name + side for name in OF_SIDE for side, _, _ in SIDES))
 """What a face is painted from. top, bottom: how far below the corners of an eye the middles of its lids' edges lie;
 upper, lower: the same of the lips' inner edges; corner: how far a corner of the mouth lies below ``mouth_y``;
-brow_tilt, brow_arch: how far the outer end of a brow lies above its middle, and the middle above both ends."""
+nod: as for `nodded`; brow_tilt, brow_arch: how far the outer end of a brow lies above its middle, and the middle above
+both ends."""
 LEFT_OUT = ("brows", "eyes", "mouth")
 SKIN, IRIS, LID, BROW, UPPER, LOWER = range(6)  # what a point of the head moves with
 LASH, HAIR, LIP = 0.050, 0.045, 0.026  # half the thickness of a lash, a brow and a lip's line
+NOD = 0.85  # how far from its axis the front of a head lies, for a nod
 INSIDE, TONGUE, TEETH = (0.52, 0.12, 0.18), (0.91, 0.43, 0.45), (0.98, 0.98, 0.98)
 
 
@@ -32,8 +36,16 @@ def arc(x):
     return 1 - x * x * (0.4 + 0.6 * x * x)
 
 
+def nodded(nod, x):
+    """How far a face with its chin up by ``nod``, a row of FEATURES, lies above its place at x across the head.
+
+    A head turns about one axis on its surface, its own; about the axis through its ears it is this that moves the face.
+    """
+    return nod * (1 - x * x).clamp(min=0).sqrt()
+
+
 def table(looks, pose):
-    """Rows FEATURES of n faces, float64 ``(43, n)``.
+    """Rows FEATURES of n faces, float64 ``(44, n)``.
 
     looks: the characters' rows FACE of `paint`, ``(14, n)``; pose: ``(n, 45)``.
     """
@@ -42,6 +54,8 @@ def table(looks, pose):
     made = {name: look[name] for name in ("red", "green", "blue", "blush", "glasses")}
     made |= {"hair_" + name: 0.7 * look["brow_" + name] for name in ("red", "green", "blue")}
     made |= {"nose_y": 0.36 + 0 * look["eye_y"], "mouth_y": 0.68 + 0 * look["eye_y"]}
+    number, most = TURN["nod"]
+    made["nod"] = NOD * (most * at[number]).sin()
     width, height = 1.95 * look["eye_w"], 1.40 * look["eye_h"]
     # opening of the mouth by THA4's morphs: share of the width, and the middles of the upper and lower lip's edges
     shapes = {"aaa": (1.0, -0.10, 0.30), "iii": (1.25, -0.03, 0.10), "uuu": (0.45, -0.06, 0.13),
@@ -156,6 +170,7 @@ class Painter:
 
     def __call__(self, colour, look, x, y, z, px):
         """Colours (three planes ``(m,)``) of points (x, y) whose normals point z to the front; px: pixels a radius."""
+        y = y + nodded(look["nod"], x)
         front, c = (z * 4).clamp(0, 1), Curves(look, x, y)
         skin = [0.80 * p for p in colour]
         colour = over(colour, (0.96, 0.42, 0.42), disc(x.abs() - 0.56, y - 0.42, 0.20, 0.11, px * 0.4) * look["blush"])
@@ -248,7 +263,13 @@ def points(look):
         return torch.stack([zero + x, zero + y], -1)
 
     turns = torch.linspace(0, 1, 17, dtype=torch.float64)
-    jaw = [at(-0.97 * torch.cos(torch.pi * t), 0.05 + 1.16 * torch.sin(torch.pi * t)) for t in turns]
+    across = [
+        -0.97 * torch.cos(torch.pi * t) for t in turns
+    ]  # the jaw is an outline: a nod does not move it on the head
+    jaw = [
+        at(x, 0.05 + 1.16 * torch.sin(torch.pi * t) + nodded(look["nod"], x))
+        for x, t in zip(across, turns, strict=True)
+    ]
     brows, eyes = [], []
     for side, sign in (("_r", -1.0), ("_l", 1.0)):
         c = Curves(look, zero + sign, zero)

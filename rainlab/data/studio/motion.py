@@ -25,7 +25,8 @@ HIDDEN_BEHIND = {"nose": -0.1, "eye_r": 0.0, "eye_l": 0.0, "ear_r": -0.35, "ear_
 FACING = math.radians(40)  # a motion that faces the camera begins within this of it,
 LIMIT = math.radians(80)  # and stays within this, but for the share that turns all the way round
 TURNING = 0.25
-CHIN = 0.66  # width of a chin as a share of the head's, where there is one
+SKULL, CHIN = 0.93, 0.66  # radii of a head with a chin, above and below, in those of one without,
+FORWARD, DROP = 0.14, 0.30  # how far it lies before the middle of its hair, and how far its chin goes with a nod
 TURNS_WITH_HEAD = {"head", "ear_r", "ear_l", *HEADWEAR}
 
 
@@ -79,8 +80,8 @@ def movement(seeds, time, facing=False):
 def stage(body, move):
     """Capsules and joints of n bodies in their poses, in world units.
 
-    body: measures from `people`, (n, ...), and "jaw", the length of the head from its middle to a narrower chin in head
-    radii, if it is no ball; move: angles from `movement`, (n,), and "nod" if the head does. Returns a dict for the
+    body: measures from `people`, (n, ...), and if the head is no ball "jaw", its length from the middle to a narrower
+    chin in head radii; move: angles from `movement`, (n,), and then "nod". Returns a dict for the
     PARTS, with start, end (n, P, 3), radius (n, P, 2) and flat, shear, blunt, roll (n, P) as `raster.shapes` takes
     them; the JOINTS (n, 18, 3); and bool (n, 18): not hidden by the head.
     """
@@ -89,7 +90,7 @@ def stage(body, move):
     for side, sign in SIDES:
         joints["ear" + side], joints["eye" + side] = on_head(sign, 0.12, -0.02), on_head(sign * 0.39, 0.12, 0.91)
     joints["nose"] = on_head(0, 0.3, 0.95)
-    parts = _head(body, joints, on_head) | _trunk(body, joints) | _limbs(body, joints)
+    parts = _head(body, move, joints, on_head) | _trunk(body, joints) | _limbs(body, joints)
     cos, sin = move["yaw"].cos()[:, None], move["yaw"].sin()[:, None]
 
     def turn(points):
@@ -165,35 +166,39 @@ def _head_frame(body, move, head):
     """A function from points of the head's own axes (numbers or (n,), in head radii) to the body's, (n, 3)."""
     cos_look, sin_look, cos_tilt, sin_tilt = (f(move[k]) for k in ("look", "tilt") for f in (torch.cos, torch.sin))
 
-    nod = move.get("nod")
+    nod = move.get("nod")  # about the head's own axis, from ear to ear
 
-    def on_head(x, y, z):
-        x, z = x * cos_look + z * sin_look, z * cos_look - x * sin_look
-        if nod is not None:
+    def on_head(x, y, z, nods=True):
+        if nod is not None and nods:
             y, z = y * nod.cos() - z * nod.sin(), z * nod.cos() + y * nod.sin()
+        x, z = x * cos_look + z * sin_look, z * cos_look - x * sin_look
         return head + body["head"][:, None] * _point(x * cos_tilt - y * sin_tilt, x * sin_tilt + y * cos_tilt, z)
 
     return on_head
 
 
-def _head(body, joints, on_head):
+def _head(body, move, joints, on_head):
     """Head, neck, ears, hair and hat."""
     r = body["head"]
     parts = {
-        "head": _skull(body, on_head),
+        "head": _skull(body, move, on_head),
         "neck": _capsule(joints["chest"], joints["head"], 0.062 * body["thick"], 0.062 * body["thick"]),
     }
     for side, _ in SIDES:
         parts["ear" + side] = _capsule(joints["ear" + side], joints["ear" + side], 0.19 * r, 0.19 * r)
     for name, row in zip(HEADWEAR, body["headwear"].unbind(1), strict=True):
         x, y, z, x2, y2, z2, r1, r2, deep = row.unbind(1)
-        parts[name] = _capsule(on_head(x, y, z), on_head(x2, y2, z2), r1 * r, r2 * r, deep)
+        nods = name != "cap"  # of which the face would disappear
+        parts[name] = _capsule(on_head(x, y, z, nods), on_head(x2, y2, z2, nods), r1 * r, r2 * r, deep)
     return parts
 
 
-def _skull(body, on_head):
+def _skull(body, move, on_head):
     if "jaw" in body:
-        return _capsule(on_head(0, -0.12, 0.02), on_head(0, body["jaw"], 0.22), body["head"], body["head"] * CHIN)
+        chin = body["jaw"] - DROP * move["nod"].sin()
+        # both ends lie equally far before the middle: a head that looks aside does not tilt
+        ends = (on_head(0, y, FORWARD, nods=False) for y in (-0.12, chin))
+        return _capsule(*ends, SKULL * body["head"], CHIN * body["head"])
     return _capsule(on_head(0, -0.07, 0), on_head(0, 0.08, 0), body["head"], body["head"] * 0.97)
 
 
