@@ -7,6 +7,7 @@ import micro
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from rainlab import runs
 from rainlab.baselines import animate_anyone
@@ -102,6 +103,41 @@ def test_slow_ways_are_guided_ddim(held):
 def test_fewer_bits_change_rains_frames_a_little(method, held):
     exact, rounded = (evaluate.generate(CONFIG, name, held).astype(int) for name in ("rain", method))
     assert 0 < np.abs(exact - rounded).mean() < 3
+
+
+@pytest.mark.parametrize("grad", [torch.no_grad, torch.inference_mode])
+def test_bf16_products_are_pytorch_s_own(grad):
+    """All of them are summed in fp32 and rounded once; what is no product, or not in bf16, is left alone."""
+    draw = torch.Generator().manual_seed(0)
+    x, w, b, q = (
+        torch.randn(*shape, generator=draw).bfloat16() for shape in ((2, 8, 6, 6), (4, 8, 3, 3), (4,), (2, 3, 5, 8))
+    )
+    with grad():
+        calls = {
+            "convolution": lambda: F.conv2d(x, w, b, padding=1),
+            "linear": lambda: F.linear(q, w[:, :, 0, 0], b),
+            "products": lambda: q @ q.mT,
+            "a product": lambda: x[0, 0] @ x[0, 1],
+            "sum": lambda: q.sum(-1),
+            "fp32": lambda: q.float() @ q.mT.float(),
+        }
+        own = {name: call() for name, call in calls.items()}
+        seen = []
+
+        class Spy(evaluate.Bf16Products):
+            def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+                made = super().__torch_dispatch__(func, types, args, kwargs)
+                if func.overloadpacket in self.PRODUCTS:
+                    seen.append(func.overloadpacket)
+                return made
+
+        with Spy():
+            ours = {name: call() for name, call in calls.items()}
+    assert len(seen) == 5  # each of the products
+    for name, expected in own.items():
+        assert ours[name].dtype == expected.dtype
+        torch.testing.assert_close(ours[name].float(), expected.float(), rtol=2**-7, atol=1e-3, msg=name)
+    assert torch.equal(ours["sum"], own["sum"]) and torch.equal(ours["fp32"], own["fp32"])
 
 
 @pytest.mark.parametrize("method", ["stream_diffusion", "live2diff"])
