@@ -26,7 +26,7 @@ def test_a_training_learns_and_is_recorded_once(monkeypatch, tmp_path):
     monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path))
     run = openings.trained(record=True, config=SMALL)
     curve = [row["value"] for row in run.metrics() if row["metric"] == "loss"]
-    assert curve[-1] < 0.8 * curve[0]
+    assert curve[-1] < 0.9 * curve[0]
     for part in openings.NAMES:
         error, spread, alike = (
             run.value("opening_" + name, part=part)["value"] for name in ("error", "spread", "correlation")
