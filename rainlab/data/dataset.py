@@ -22,11 +22,17 @@ from rainlab import runs
 from rainlab.config import DataConfig
 from rainlab.data.clips import TOGETHER, Clip, ManifestClips, StudioClips
 from rainlab.data.faces import StudioFaces
+from rainlab.data.scenes import StudioScenes
 from rainlab.files import atomic_path, root, write_json
 from rainlab.method.rain import to_signed
 from rainlab.method.vae import VAE
 
-STUDIO = {"studio": StudioClips, "faces": StudioFaces, "faces with gaps": partial(StudioFaces, gaps=True)}
+STUDIO = {
+    "studio": StudioClips,
+    "faces": StudioFaces,
+    "faces with gaps": partial(StudioFaces, gaps=True),
+    "scenes": StudioScenes,
+}
 FROM_THE_FRONT = 0.8  # share of the samples whose reference is the frame that faces the camera
 SAVED = 32  # clips rendered between two notes of how far it is: writing the arrays out takes longer the larger they are
 VERSION = 1  # raised when the arrays of the same clips would come out differently
@@ -69,7 +75,7 @@ class Draw:
 
 @lru_cache(maxsize=8)  # a manifest's files are scanned once
 def clips_of(cfg: DataConfig, split: str) -> Sequence[Clip]:
-    """The clips a configuration names: the studio's bodies or faces, or those of a manifest."""
+    """The clips a configuration names: the studio's bodies, faces or scenes, or those of a manifest."""
     held_out = (cfg.test_clips, cfg.test_gap + cfg.test_frames)
     count, frames = (cfg.clips, cfg.frames) if split == "train" else held_out
     if studio := STUDIO.get(cfg.source):

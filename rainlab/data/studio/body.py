@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from rainlab.data.studio.motion import GROUND, movement, stage
-from rainlab.data.studio.paint import picture
+from rainlab.data.studio.paint import backdrop, picture
 from rainlab.data.studio.people import Lots, people
 from rainlab.data.studio.raster import NOTHING, cover, flow, shapes, winner
 
@@ -98,7 +98,8 @@ def render(
         owner, z = winner(*layers)
         owners.append(owner)
         depths.append((0.5 + z * (0.5 / (REACH * scale))).clamp(0.05, 1) * (owner != NOTHING))
-        pictures.append(picture(some, looks, clip[part], shadow[:, part].float(), layers, size, scale))
+        behind = backdrop(looks.backdrop[:, clip[part]], shadow[:, part].float(), size)
+        pictures.append(picture(some, looks, clip[part], behind, layers, size, scale))
     owner = torch.cat(owners)
     now = torch.arange(len(clip)).view(-1, frames)[:, :-1].reshape(-1)
     motion = torch.zeros(len(now), height * width, 2)

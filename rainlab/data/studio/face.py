@@ -12,7 +12,7 @@ from rainlab.data.studio import features
 from rainlab.data.studio.body import CHUNK
 from rainlab.data.studio.expression import POSE, TURN, check_pose, expressions
 from rainlab.data.studio.motion import stage
-from rainlab.data.studio.paint import TEXTURE, picture
+from rainlab.data.studio.paint import TEXTURE, backdrop, picture
 from rainlab.data.studio.people import HEADWEAR, people
 from rainlab.data.studio.raster import GEOMETRY, NOTHING, cover, flow, place, shapes, surface, turned, winner
 
@@ -84,7 +84,8 @@ def render(identity_seeds, motion_seeds=None, frames=16, size=(64, 64), fps=12.0
         owner, _ = winner(*layers)
         owners.append(owner)
         parts.append(_parts(drawn, looks, owner, some, size))
-        pictures.append(picture(drawn, looks, some, shadow[:, some].float(), layers, size, torch.ones(())))
+        behind = backdrop(looks.backdrop[:, some], shadow[:, some].float(), size)
+        pictures.append(picture(drawn, looks, some, behind, layers, size, torch.ones(())))
     owner, parts = torch.cat(owners), torch.cat(parts)
     now = torch.arange(len(clip)).view(-1, frames)[:, :-1].reshape(-1)
     motion, visible = flow(figure, owner, now, now + 1, height, width)

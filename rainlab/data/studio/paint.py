@@ -38,18 +38,18 @@ class Looks:
     features: tuple[tuple[str, ...], Callable] | None = None
 
 
-def picture(figure, looks, clip, shadow, layers, size, scale):
+def picture(figure, looks, clip, behind, layers, size, scale):
     """Paint n frames, uint8 (n, h, w, 3).
 
-    figure: Shapes of the frames; clip (n,): which character each frame shows; shadow (4, n): centre and half-axes
-    in pixels of the shadow on the ground; layers: front and back from `raster.cover`; scale: pixels per unit length.
+    figure: Shapes of the frames; clip (n,): which character each frame shows; behind: float32 (3, n, h·w), such as
+    `backdrop` makes; layers: front and back from `raster.cover`; scale: pixels per unit length.
     """
     front, back = layers
     # Where two surfaces cross they share the pixels within half a pixel of depth: no jagged seams.
     share = back["a"] * (0.5 - (front["z"] - back["z"])).clamp(0, 0.5)
     first = front["a"] * (1 - share)
     second = (1 - first) * back["a"]
-    canvas = _backdrop(looks.backdrop[:, clip], shadow, size).mul_(1 - first - second).flatten(1)
+    canvas = (behind * (1 - first - second)).flatten(1)
     for layer, weight in ((back, second), (front, first)):
         weight = weight.view(-1)
         at = (weight > 0).nonzero()[:, 0]
@@ -132,8 +132,11 @@ def _chest(colour, look, x, y, z, px):
     return over(colour, worn, strap * look["straps"])
 
 
-def _backdrop(look, shadow, size):
-    """Five kinds of two-coloured backdrop and the soft shadow on the ground: float32 (3, n, h·w)."""
+def backdrop(look, shadow, size):
+    """Five kinds of two-coloured backdrop and the soft shadow on the ground: float32 (3, n, h·w).
+
+    look: rows BACKDROP of n frames; shadow (4, n): centre and half-axes in pixels.
+    """
     height, width = size
     pixel = torch.arange(height * width)
     x, y = (pixel % width).float(), (pixel // width).float()

@@ -178,7 +178,7 @@ def _hair(lots):
     return torch.where(lots("dyed")[:, None] < 0.45, lots.colour("hair", (0.3, 0.8), (0.4, 0.95)), natural)
 
 
-def _texture(span, radius, colour, second=None, pattern=("plain", 1.0), stripes=5, end=None, split=NEVER):
+def texture(span, radius, colour, second=None, pattern=("plain", 1.0), stripes=5, end=None, split=NEVER):
     """Columns of `paint.TEXTURE`, float64 (19, b), of a part with an axis of length span, and that radius.
 
     colour, second: (b, 3); pattern: a name or numbers (b,) of PATTERNS, and how many rings there are to a unit of
@@ -214,20 +214,20 @@ def _clothes(lots, body, hat, bottom, skin, hair, extra, pack):
     trouser = _pick((NEVER, 0.6, -NEVER, -NEVER), bottom) * leg
     stocking = leg * (1 - _pick((-NEVER, 0.3, 0.75), lots.pick("sock length", (3, 2, 2))))
     textures = {
-        "head ear_r ear_l neck": _texture(0.15 * head, head, skin),
-        " ".join(HEADWEAR[:8]): _texture(0.2, head, hair, hair * 0.86, ("stripes", 1.0), 7),
-        "hat trim_r trim_l": _texture(0.2, head, hat_colour, torch.where(beanie, top, hat_colour), knit),
-        "torso": _texture(body["trunk"] - 0.07, wide, top, top2, upper),
-        "hips": _texture(0.06, wide, low, low2, lower),
-        "skirt": _texture(0.3, wide * 1.3, low, low2, lower, 6),
-        "pack": _texture(0.2, 0.13, pack, pack * 0.6, ("rings", 5.0)),
-        "scarf scarf2": _texture(0.16, 0.06, extra, top2, ("rings", 7.0)),
-        "arm_r arm_l": _texture(arm, 0.062, top, top2, upper, 2, skin, sleeve),
-        "fore_r fore_l": _texture(fore, 0.055, top, top2, upper, 2, skin, cuff),
-        "hand_r hand_l": _texture(0.03, 0.06, skin),
-        "thigh_r thigh_l": _texture(leg, 0.085, low, low2, lower, 3, skin, trouser),
-        "shin_r shin_l": _texture(leg, 0.068, shin, shin2, lower, 3, sock, stocking),
-        "foot_r foot_l": _texture(0.09, 0.06, shoe),
+        "head ear_r ear_l neck": texture(0.15 * head, head, skin),
+        " ".join(HEADWEAR[:8]): texture(0.2, head, hair, hair * 0.86, ("stripes", 1.0), 7),
+        "hat trim_r trim_l": texture(0.2, head, hat_colour, torch.where(beanie, top, hat_colour), knit),
+        "torso": texture(body["trunk"] - 0.07, wide, top, top2, upper),
+        "hips": texture(0.06, wide, low, low2, lower),
+        "skirt": texture(0.3, wide * 1.3, low, low2, lower, 6),
+        "pack": texture(0.2, 0.13, pack, pack * 0.6, ("rings", 5.0)),
+        "scarf scarf2": texture(0.16, 0.06, extra, top2, ("rings", 7.0)),
+        "arm_r arm_l": texture(arm, 0.062, top, top2, upper, 2, skin, sleeve),
+        "fore_r fore_l": texture(fore, 0.055, top, top2, upper, 2, skin, cuff),
+        "hand_r hand_l": texture(0.03, 0.06, skin),
+        "thigh_r thigh_l": texture(leg, 0.085, low, low2, lower, 3, skin, trouser),
+        "shin_r shin_l": texture(leg, 0.068, shin, shin2, lower, 3, sock, stocking),
+        "foot_r foot_l": texture(0.09, 0.06, shoe),
     }
     of_part = {part: texture for parts, texture in textures.items() for part in parts.split()}
     return torch.stack([of_part[part] for part in PARTS], 2)
