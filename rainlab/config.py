@@ -66,8 +66,8 @@ class UNetConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What is trained and tested on. ``source``: "studio", "faces", "faces with gaps"
-    (:mod:`rainlab.data.faces`), "scenes" (:mod:`rainlab.data.scenes`), or the path of a manifest (:mod:`rainlab.data.clips`).
+    """What is trained and tested on. ``source``: "studio", "faces" or "faces with gaps" (:mod:`rainlab.data.faces`),
+    "scenes" (:mod:`rainlab.data.scenes`), or the path of a manifest (:mod:`rainlab.data.clips`).
     """
 
     source: str = "studio"
