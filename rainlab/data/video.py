@@ -12,6 +12,7 @@ from fractions import Fraction
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -190,18 +191,30 @@ def read_picture(path: str | Path | BytesIO, size: tuple[int, int] | None = None
 
     `size`, `fit` and errors as in `iter_video`.
     """
+    from PIL import Image
+
+    name, upright = _upright(path)
+    whole = Image.new("RGBA", upright.size, "white")
+    whole.alpha_composite(upright)
+    picture = np.asarray(whole.convert("RGB"))
+    return picture if size is None else resized(picture[crop_to(picture.shape[:2], size, fit, name)], size)
+
+
+def read_rgba(path: str | Path | BytesIO) -> np.ndarray:
+    """A picture file, or its bytes, as uint8 (h, w, 4) RGB and alpha, upright; errors as in `read_picture`."""
+    return np.array(_upright(path)[1])
+
+
+def _upright(path: str | Path | BytesIO) -> tuple[str, Any]:
+    """(Its name, the picture)."""
     from PIL import Image, ImageOps
 
     name = "the picture" if isinstance(path, BytesIO) else str(path)
     try:
         with Image.open(path) as file:
-            upright = ImageOps.exif_transpose(file).convert("RGBA")
+            return name, ImageOps.exif_transpose(file).convert("RGBA")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise VideoError(name, str(error), "a picture file", "correct the path, or give another file") from error
-    whole = Image.new("RGBA", upright.size, "white")
-    whole.alpha_composite(upright)
-    picture = np.asarray(whole.convert("RGB"))
-    return picture if size is None else resized(picture[crop_to(picture.shape[:2], size, fit, name)], size)
 
 
 def write_video(path: str | Path, frames: np.ndarray, fps: float = 12.0, lossless: bool = False, crf: int = 18) -> None:
