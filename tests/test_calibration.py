@@ -1,5 +1,6 @@
 """Drivers with known landmarks, and transforms found from one picture of each face."""
 
+import micro
 import numpy as np
 import pytest
 import torch
@@ -7,7 +8,8 @@ import torch
 from rainlab.data import landmarks
 from rainlab.data.studio import body, driver, face
 from rainlab.data.studio.expression import POSE, pose_of
-from rainlab.measure import morphing
+from rainlab.measure import morphing, openings
+from rainlab.training import stages
 
 WHO = body.split_seeds("val", 3)
 
@@ -154,3 +156,39 @@ def test_errors_are_recorded_by_way_and_part(monkeypatch, tmp_path):
     assert rest == pytest.approx(np.mean(at_rest), rel=1e-5) and rest < np.mean(by_hand)
     assert {row["part"] for row in run.metrics()} == {*landmarks.PARTS, "all"}
     assert morphing.calibration(pairs=3, frames=5).path == run.path
+
+
+def test_following_is_measured_by_way_and_part(monkeypatch, tmp_path):
+    """Random networks: what is measured and recorded is the same. Truth follows its driver, noise does not."""
+    monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path))
+    config = micro.micro(data__source="faces", data__height=64, data__width=64)
+    monkeypatch.setattr(stages, "trained", lambda *given: micro.model(config))
+
+    def seen(videos):
+        """As if an eye's opening were how much of its half of the upper picture is white."""
+        bright = (videos.astype(float).min(-1) > 200)[:, :, : videos.shape[2] // 2]
+        left, right = (half.mean((2, 3)) for half in np.split(bright, 2, axis=3))
+        return np.stack([left, right, left + right], -1)
+
+    monkeypatch.setattr(openings, "seen", seen)
+    run = morphing.following(config, pairs=2, frames=17, record=True)
+    rows = {(row["driven"], row["part"]): row for row in run.metrics()}
+    assert rows.keys() == {(way, part) for way in morphing.DRIVEN for part in (*openings.NAMES, "eyes")}
+    assert all(-1 <= row["value"] <= 1 and row["n"] == 2 for row in rows.values())
+    eyes = np.mean([rows["truth", name]["value"] for name in openings.NAMES[:2]])
+    assert rows["truth", "eyes"]["value"] == pytest.approx(eyes)
+    assert morphing.following(config, pairs=2, frames=17).id == run.id
+    with pytest.raises(FileNotFoundError, match="nothing recorded"):
+        morphing.following(config, pairs=3, frames=17)
+
+
+def test_drivers_tell_what_the_characters_are_to_do(monkeypatch):
+    config = micro.micro(data__source="faces", data__height=64, data__width=64)
+    monkeypatch.setattr(stages, "trained", lambda *given: micro.model(config))
+    told, films = morphing.driven(config, [3], 9)
+    points, _, _ = morphing.pair(3, 9)
+    np.testing.assert_allclose(told[0], openings.openings(points))
+    assert [*films] == [*morphing.DRIVEN] and {film.shape for film in films.values()} == {(1, 9, 64, 64, 3)}
+    who, _, pose = morphing._cast(3, 9)
+    np.testing.assert_array_equal(films["truth"], face.render(who, pose=pose).frames)
+    assert morphing._correlation(np.arange(4.0), np.ones(4)) == 0

@@ -1,4 +1,4 @@
-"""How well one face's landmarks become another's: the error of dots whose truth is known (section 5.2).
+"""How well one face's landmarks become another's, and whether a model's faces do what their drivers do (section 5.2).
 
 A driver with real proportions and a drawn character take the same poses. The driver's 68 points are turned into 26, the
 character's own 26 are the truth. Where a head is, is the driver's affair: both are compared from the middle of the jaw.
@@ -6,21 +6,27 @@ character's own 26 are the truth. Where a head is, is the driver's affair: both 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
 import torch
 
 from rainlab import runs
+from rainlab.config import Preset, identity
 from rainlab.data import landmarks
 from rainlab.data.studio import body, driver, face
 from rainlab.data.studio.expression import expressions
-from rainlab.measure import metrics
+from rainlab.measure import evaluate, metrics, openings
+from rainlab.method import sampling
+from rainlab.training import stages
 
 VERSION = 2  # raised when the numbers would come out differently
 PROTOCOL = "landmarks-1"
 WAYS = ("means of groups", "the 13 published transforms", "calibrated")
 FPS = 12.0
+DRIVEN = ("the character's own dots", "calibrated", "truth")
+"""What moves a face: what it was trained with; a driver; nothing: true pictures, which show what can be seen."""
 
 
 def pair(number: int, frames: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
@@ -29,9 +35,7 @@ def pair(number: int, frames: int) -> tuple[np.ndarray, np.ndarray, dict[str, np
     Frame 0 shows both at rest, the others a motion. Every way is given the size and place that the faces have at rest,
     when both are seen.
     """
-    who, whom = body.split_seeds("test", 1, number), body.split_seeds("test", 1, 1000 + number)
-    pose = expressions(body.split_seeds("test", 1, 2000 + number), torch.arange(frames, dtype=torch.float64) / FPS)
-    pose[:, 0] = 0
+    who, whom, pose = _cast(number, frames)
     points = driver.landmarks(whom, pose)[0].numpy()
     truth = landmarks.to_anime(face.landmarks(who, pose, (128, 128))[0][0].double().numpy(), ())
     made = {}
@@ -43,6 +47,13 @@ def pair(number: int, frames: int) -> tuple[np.ndarray, np.ndarray, dict[str, np
         width, jaw = landmarks.face_width, landmarks.PARTS["jaw"]
         made[way] = (dots - dots[0, jaw].mean(0)) * width(truth[0]) / width(dots[0]) + truth[0, jaw].mean(0)
     return points, truth, made
+
+
+def _cast(number: int, frames: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Seeds of a character and a driver, and the poses ``(1, f, 45)`` that both take, first at rest."""
+    pose = expressions(body.split_seeds("test", 1, 2000 + number), torch.arange(frames, dtype=torch.float64) / FPS)
+    pose[:, 0] = 0
+    return body.split_seeds("test", 1, number), body.split_seeds("test", 1, 1000 + number), pose
 
 
 def calibration(pairs: int = 64, frames: int = 48) -> runs.Run:
@@ -73,3 +84,64 @@ def calibration(pairs: int = 64, frames: int = 48) -> runs.Run:
         for (name, way, part), values in errors.items():
             run.record(name, *metrics.bootstrap(values), PROTOCOL, way=way, part=part)
         return run.finish()
+
+
+def following(preset: Preset, pairs: int = 32, frames: int = 48, record: bool = False) -> runs.Run:
+    """The run that tells whether the faces of a preset's model open and shut eyes and mouth when their drivers do.
+
+    Metrics, labels ``driven`` (DRIVEN) and ``part`` (of `openings.NAMES`, and "eyes"): ``opening_correlation`` over
+    the frames of a clip between how far the driver's part is open, by its 68 points, and how far the network of
+    :mod:`rainlab.measure.openings` sees the result's open; n: pairs of driver and character, the unit of the intervals.
+
+    Args:
+        record: as in :func:`rainlab.measure.evaluate.measure`.
+
+    Raises:
+        FileNotFoundError: nothing recorded, or no weights.
+    """
+    versions = {"face": face.VERSION, "driver": driver.VERSION, "studio": body.VERSION}
+    config = {"preset": preset.name, "stream": identity(preset.stream), "size": preset.data.size, "pairs": pairs,
+              "frames": frames, "fps": FPS} | versions  # fmt: skip
+    seeing = runs.run_id("openings", openings.CONFIG, openings.VERSION)
+    inputs = {"model": stages.run_id(preset, "distill3d"), "openings": seeing}
+    if not record:
+        return runs.recorded(runs.run_id("following", config, VERSION, inputs), preset.name)
+    run = runs.open_run("following", config, VERSION, inputs)
+    with run.lock():
+        if run.finished:
+            return run
+        told, films = driven(preset, range(pairs), frames)
+        for way, film in films.items():
+            seen = openings.seen(film)
+            alike = np.array(
+                [[_correlation(x, y) for x, y in zip(a.T, b.T, strict=True)] for a, b in zip(seen, told, strict=True)]
+            )
+            columns = dict(zip(openings.NAMES, alike.T, strict=True)) | {"eyes": alike[:, :2].mean(1)}
+            for part, values in columns.items():
+                run.record("opening_correlation", *metrics.bootstrap(values), PROTOCOL, driven=way, part=part)
+        return run.finish()
+
+
+def driven(preset: Preset, numbers: Sequence[int], frames: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Openings of the drivers ``(b, f, 3)``, and films of the characters by DRIVEN, uint8 ``(b, f, h, w, 3)``."""
+    size, told, truth = preset.data.size, [], []
+    conditions: dict[str, list[np.ndarray]] = {way: [] for way in DRIVEN[:2]}
+    for number in numbers:
+        points, dots, made = pair(number, frames)
+        who, _, pose = _cast(number, frames)
+        clip = face.render(who, pose=pose, size=size)
+        radius = landmarks.dot_radius(clip.landmarks[0, 0].numpy(), size[0])
+        for way, drawn in zip(DRIVEN, (dots, made["calibrated"]), strict=False):
+            conditions[way].append(np.stack([landmarks.draw(each, size, radius) for each in drawn]))
+        truth.append(clip.frames[0].numpy())
+        told.append(openings.openings(points))
+    films, model = {"truth": np.stack(truth)}, stages.trained(preset, "distill3d", evaluate.device())
+    options = evaluate.stream_options(preset, model)
+    for way, pictures in conditions.items():
+        films[way] = sampling.stream(model, films["truth"][:, 0], np.stack(pictures), **options)
+    return np.stack(told), {way: films[way] for way in DRIVEN}
+
+
+def _correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Of two courses; 0 where one of them stands still, and so tells nothing."""
+    return float(np.corrcoef(x, y)[0, 1]) if min(np.std(x), np.std(y)) > 1e-9 else 0.0
