@@ -31,13 +31,14 @@ from rainlab.data import detect, pose
 from rainlab.data.video import read_picture
 from rainlab.files import atomic_path
 from rainlab.method.rain import RAIN
-from rainlab.show import drivers
+from rainlab.show import drivers, faces
 from rainlab.show.live import Live, Recording, Shown
 
 GALLERY = 6  # characters to choose from
 EVERY = 0.5  # seconds between two updates of the numbers
 SOURCES = {"studio motion": "studio", "dragged skeleton": "skeleton", "keyboard walk": "keyboard",
            "video of poses": "film", "camera": "camera"}  # fmt: skip
+FACES = {"face motion": "face", "face sliders": "sliders", "somebody else's face": "other", "video of dots": "film"}
 RATES = {"as fast as it can": 0.0, "6": 6.0, "12": 12.0, "24": 24.0, "30": 30.0, "60": 60.0}
 SAYS = {
     "stopped": "Press start.",
@@ -71,7 +72,8 @@ class StreamPanel(W.VBox):
 
     Args:
         model: see :func:`rainlab.load`. character: number of the held-out studio character to begin with.
-        source: one of SOURCES' values. rate: samples of the driver a second, None as fast as the engine can.
+        source: one of SOURCES' values, or of FACES' for a model of faces; None: the first one. rate: samples of the
+            driver a second, None as fast as the engine can.
         options: of :class:`rainlab.show.live.Live` and :class:`rainlab.method.stream.Stream`.
 
     Raises:
@@ -79,16 +81,20 @@ class StreamPanel(W.VBox):
     """
 
     def __init__(
-        self, model: RAIN, character: int = 0, source: str = "studio", rate: float | None = None, **options: Any
+        self, model: RAIN, character: int = 0, source: str | None = None, rate: float | None = None, **options: Any
     ):
-        if source not in SOURCES.values():
-            raise ValueError(f"source: got {source!r}, expected one of {list(SOURCES.values())}")
+        self.faces = model.preset.data.source.startswith("faces")
+        self.sources = FACES if self.faces else SOURCES
+        begin = next(iter(self.sources.values()))
+        if (source := source or begin) not in self.sources.values():
+            raise ValueError(f"source: got {source!r}, expected one of {list(self.sources.values())}")
         torch.set_num_threads(1)  # of this thread, see `live`
         self.size = model.preset.data.size
         self.preset, self._character, self._fresh = model.preset.name, character, GALLERY
-        self._pictures = drivers.gallery(self.size, GALLERY)
-        self._reference = drivers.reference(self.size, character)
-        self._driver: drivers.Driver = drivers.Motion(self.size, character)
+        self._cast = faces if self.faces else drivers
+        self._pictures = self._cast.gallery(self.size, GALLERY)
+        self._reference = self._cast.reference(self.size, character)
+        self._driver: drivers.Driver = (faces.Expression if self.faces else drivers.Motion)(self.size, character)
         self.live = Live(model, self._reference, self._driver, self._show, rate, self._changed, **options)
         self._browsers, self._sent = 0, None  # views that have answered; the driver's picture that they have
         self._asked_to_start = self._hidden = False
@@ -103,7 +109,7 @@ class StreamPanel(W.VBox):
         super().__init__([self.view, self.fallback, self.controls])
         self._tell(SAYS["stopped"])
         self._numbers()
-        if source != "studio":
+        if source != begin:
             self.source.value = source
         for other in list(_panels):
             other.stop()
@@ -192,7 +198,7 @@ class StreamPanel(W.VBox):
         self.shot = button("screenshot", self._screenshot, "camera", "write a PNG beside the runs")
         self.tape = W.ToggleButton(description="record", icon="circle", layout=W.Layout(width="116px"),
                                    tooltip="write every frame to an mp4, in a run")  # fmt: skip
-        self.source = wide(W.Dropdown, "driver", options=SOURCES, value="studio")
+        self.source = wide(W.Dropdown, "driver", options=self.sources, value=next(iter(self.sources.values())))
         self.motion = wide(W.BoundedIntText, "motion", value=0, min=0, max=10**6)
         self.film = wide(W.Text, "file", placeholder="poses.mp4", continuous_update=False)
         rate = self.live.rate or 0.0
@@ -217,13 +223,20 @@ class StreamPanel(W.VBox):
             "calls apart. Changing these, or the seed of the noise, begins the stream anew.</div>",
             layout=W.Layout(width="300px"),
         )
+        self.sliders = {
+            name: wide(W.FloatSlider, name, value=0.0, min=faces.lowest(name), max=1.0, step=0.05)
+            for name in (faces.SLIDERS if self.faces else ())
+        }
         self.controls = W.VBox([
             W.HBox([self.go, self.anew, self.shot, self.tape]),
             W.HBox([
                 W.VBox([self.source, self.motion, self.film, self.rate, self.filter]),
                 W.VBox([*self.settings.values(), why]),
+                *([W.VBox([*self.sliders.values()])] if self.sliders else []),
             ], layout=W.Layout(grid_gap="24px", flex_flow="row wrap")),
         ], layout=W.Layout(padding="0 8px 8px", grid_gap="8px"))  # fmt: skip
+        for name, control in self.sliders.items():
+            control.observe(lambda change, name=name: self._try(lambda: self._slide(name, change.new)), "value")
         self._slots()
         for control in (self.source, self.motion, self.film):
             control.observe(lambda change: self._try(self._choose_driver), "value")
@@ -235,7 +248,9 @@ class StreamPanel(W.VBox):
 
     def _slots(self) -> None:
         """What belongs to the chosen source can be set, the rest is greyed: nothing jumps."""
-        self.motion.disabled = self.source.value != "studio"
+        self.motion.disabled = self.source.value not in ("studio", "face", "other")
+        for control in self.sliders.values():
+            control.disabled = self.source.value != "sliders"
         self.film.disabled = self.source.value != "film"
 
     def _toggle(self) -> None:
@@ -278,9 +293,17 @@ class StreamPanel(W.VBox):
             driver = drivers.Skeleton(self.size, self._character)
         elif kind == "keyboard":
             driver = drivers.Walk(self.size, self._character)
+        elif kind == "face":
+            driver = faces.Expression(self.size, self._character, self.motion.value)
+        elif kind == "other":
+            driver = faces.Other(self.size, self._character, self.motion.value)
+        elif kind == "sliders":
+            driver = faces.Sliders(self.size, self._character)
+            for name, control in self.sliders.items():
+                driver.set(name, control.value)
         elif kind == "film":
             if not self.film.value:
-                return self._tell("Name a video file of pose pictures.")
+                return self._tell("Name a video file of condition pictures.")
             driver = drivers.Film(Path(self.film.value).expanduser(), self.size)
         else:
             try:
@@ -293,6 +316,10 @@ class StreamPanel(W.VBox):
         self.view.source = kind
         self._filming()
         self._tell(self._note or SAYS.get(self.live.state, ""), trouble=bool(self._note))
+
+    def _slide(self, name: str, value: float) -> None:
+        if isinstance(self._driver, faces.Sliders):
+            self._driver.set(name, value)
 
     def _filming(self) -> None:
         self.view.filming = self.source.value == "camera" and self.live.state == "running"
@@ -345,8 +372,8 @@ class StreamPanel(W.VBox):
             number, self._fresh = self._fresh, self._fresh + 1
         self._character = number
         in_gallery = number < len(self._pictures)
-        self.reference(self._pictures[number] if in_gallery else drivers.reference(self.size, number))
-        if self.source.value in ("studio", "keyboard", "skeleton"):  # the skeleton takes the character's proportions
+        self.reference(self._pictures[number] if in_gallery else self._cast.reference(self.size, number))
+        if self.source.value not in ("film", "camera"):  # skeleton or dots take the character's proportions
             self._choose_driver()
 
     # -- what it says to the browser; from any thread ----------------------------------------------------------------

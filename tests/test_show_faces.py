@@ -1,0 +1,113 @@
+"""Drivers of faces: dots that say what the motion, the sliders or another face do; and the panel of a face model."""
+
+import micro
+import numpy as np
+import pytest
+import torch
+from test_widgets import Browser
+
+from rainlab.data import landmarks
+from rainlab.data.faces import StudioFaces
+from rainlab.data.studio.expression import POSE
+from rainlab.show import faces
+from rainlab.show.widgets import FACES, StreamPanel
+
+SIZE = (64, 64)
+MODEL = micro.model(micro.micro(data__source="faces", data__height=64, data__width=64))
+
+
+def open_mouth(dots):
+    return np.ptp(dots[landmarks.PARTS["mouth"], 1])
+
+
+def test_an_expression_is_the_characters_own_motion():
+    driver = faces.Expression(SIZE, character=2, motion=2, seconds=1.0)
+    clip = StudioFaces("test", 3, 6, SIZE, fps=12.0)[2]
+    pictures = driver.draw([driver.sample(i / 12) for i in range(6)])
+    assert pictures.shape == (6, *SIZE, 3) and pictures.dtype == np.uint8
+    same = (pictures == clip.condition).all(-1).mean()
+    assert same > 0.98  # dots are as large as the face is at rest, there as it is in frame 0
+    with pytest.raises(StopIteration):
+        driver.sample(1.0)
+
+
+def test_sliders_set_the_face_smoothly():
+    driver = faces.Sliders(SIZE, 1)
+    rest = driver.sample(0.0)
+    assert (rest.abs() > 0).sum() <= 2  # it blinks, nothing else
+    driver.set("mouth open", 1.0)
+    driver.set("look aside", -0.5)
+    driver.set("smile", -1.0)
+    first, later = driver.sample(0.05), driver.sample(3.0)
+    at = {
+        name: POSE.index(name)
+        for name in ("mouth_aaa", "head_y", "mouth_lowered_corner_left", "mouth_raised_corner_left")
+    }
+    assert 0.2 < first[at["mouth_aaa"]] < 0.8 and later[at["mouth_aaa"]] > 0.99
+    assert later[at["head_y"]] == pytest.approx(-0.5, abs=0.01)
+    assert later[at["mouth_lowered_corner_left"]] > 0.99 and later[at["mouth_raised_corner_left"]] == 0
+    shut, wide = (open_mouth(driver._dots(pose[None, None])[0]) for pose in (rest, later))
+    assert wide > 2 * shut
+    driver.set("left eye", 1.0)
+    driver.sample(4.0)
+    assert driver.sample(6.0)[POSE.index("eye_wink_left")] > 0.99
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [("ears", 0.5, "got 'ears', expected one of mouth open"), ("nod", 1.5, "nod: got 1.5, expected -1 to 1"),
+     ("mouth open", -0.5, "expected 0 to 1")],
+)  # fmt: skip
+def test_sliders_refuse_what_they_do_not_know(name, value, message):
+    with pytest.raises(ValueError, match=message):
+        faces.Sliders(SIZE).set(name, value)
+
+
+def test_every_slider_moves_the_dots():
+    rest = faces.Sliders(SIZE)._dots(torch.zeros(1, 1, len(POSE)))
+    for name in faces.SLIDERS:
+        for value in {faces.lowest(name), 1.0} - {0.0}:
+            driver = faces.Sliders(SIZE)
+            driver.set(name, value)
+            driver.sample(5.0)
+            assert np.abs(driver._dots(driver.sample(9.0)[None, None]) - rest).max() > 0.01, name
+
+
+def test_another_face_has_the_characters_dots_at_rest_and_its_own_motion():
+    own, other = faces.Expression(SIZE, 1), faces.Other(SIZE, 1, person=5)
+    at_rest = torch.zeros(1, 1, len(POSE), dtype=torch.float64)
+    width = landmarks.face_width(own._at_rest)
+    assert np.abs(other._dots(at_rest)[0] - own._at_rest).max() < 0.1 * width
+    pose = torch.zeros(1, 1, len(POSE), dtype=torch.float64)
+    pose[..., POSE.index("mouth_aaa")] = 1
+    assert open_mouth(other._dots(pose)[0]) > 1.5 * open_mouth(other._dots(at_rest)[0])
+    again = faces.Other(SIZE, 1, person=6)
+    assert np.abs(again._dots(pose) - other._dots(pose)).max() > 1e-3
+
+
+def test_the_panel_of_a_face_model():
+    panel = StreamPanel(MODEL, window=8, guidance=2.0)
+    try:
+        browser = Browser(panel)
+        browser.say(ready=True)
+        assert panel.source.options == FACES and isinstance(panel._driver, faces.Expression)
+        assert all(control.disabled for control in panel.sliders.values())
+        panel.start()
+        browser.more()
+        panel.source.value = "sliders"
+        assert not any(control.disabled for control in panel.sliders.values()) and panel.motion.disabled
+        panel.sliders["mouth open"].value = 1.0
+        assert panel._driver._goal["mouth open"] == 1.0
+        browser.more()
+        panel.source.value = "other"
+        assert isinstance(panel._driver, faces.Other) and not panel.motion.disabled
+        before = panel._driver._at_rest
+        browser.say(pick=3)
+        assert np.abs(panel._driver._at_rest - before).max() > 0
+        panel.source.value = "sliders"
+        assert panel._driver._goal["mouth open"] == 1.0  # as the slider stands
+        browser.more()
+    finally:
+        panel.close()
+    with pytest.raises(ValueError, match="source: got 'keyboard', expected one of"):
+        StreamPanel(MODEL, source="keyboard")
