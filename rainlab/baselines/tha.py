@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from torch import Tensor, nn
 
 from rainlab.data.studio.expression import POSE
@@ -217,6 +216,8 @@ def load(folder: str | Path) -> Student:
         FileNotFoundError: a file is not there. ValueError: weights of another network, a picture of another size or
             without alpha, or a damaged file.
     """
+    import yaml
+
     folder, names = Path(folder), dict(FILES)
     if (about := folder / "character_model.yaml").exists():
         told = yaml.safe_load(about.read_text("utf-8"))
