@@ -272,7 +272,7 @@ PRESETS: dict[str, Preset] = {
         model=_SMALL_MODEL,
         loss=LossConfig(condition_dropout=0.03),  # enough for a null to guide by; more costs quality
         train_autoencoder=replace(_MUON, steps=5000, batch=16, learning_rate=2e-3, decay=0.5, ema=0.99, save_every=200),
-        stage1=replace(_MUON, steps=8000, batch=8, targets=4, learning_rate=2e-3, decay=0.1, save_every=250),
+        stage1=replace(_MUON, steps=60_000, batch=8, targets=4, learning_rate=2e-3, decay=0.1, save_every=250),
         stage2=replace(_MUON, steps=4000, batch=2, learning_rate=1e-3, decay=0.5),
         distill2d=StageConfig(steps=2000, batch=8, targets=4, learning_rate=1e-4, decay=0.5, ema=0.95),
         distill3d=StageConfig(steps=1200, batch=2, learning_rate=1e-4, decay=0.5, ema=0.95),

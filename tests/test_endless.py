@@ -35,6 +35,10 @@ def test_an_endless_stream_is_compared_with_its_truth(monkeypatch, tmp_path):
         assert row["value"] == pytest.approx(expected.item(), rel=1e-4)
         nearer = expected - metrics.psnr(np.stack(frames[cut])[None], another[None, cut], mask[None, cut])
         assert run.value("identity", frame=row["frame"])["value"] == pytest.approx(nearer.item(), abs=1e-3)
+    moving = metrics.temporal_difference_error(np.stack(frames[cut])[None], truth[None, cut])
+    assert run.value("tde", frame=32)["value"] == pytest.approx(moving.item(), rel=1e-4)
+    held = [row["value"] for row in run.metrics() if row["metric"] == "memory"]
+    assert run.value("memory_drift")["value"] == pytest.approx(np.polyfit([0, 0.1, 0.2], held, 1)[0], rel=1e-4)
     strip = np.load(run.path / "strip.npy")
     assert strip.shape[:2] == (3, 2) and np.array_equal(strip[-1], [frames[-1], truth[-1]])
     assert endless.long_run(CONFIG, 48).id == run.id

@@ -23,10 +23,10 @@ from rainlab.measure import evaluate, metrics
 from rainlab.method.stream import Stream
 from rainlab.training import stages
 
-VERSION = 2  # raised when the numbers would come out differently
-PROTOCOL = "endless-2"
-NAMES = ("psnr_fg", "ssim_fg", "sharpness_error", "colour", "identity")
-FRAMES = 5000
+VERSION = 3  # raised when the numbers would come out differently
+PROTOCOL = "endless-3"
+NAMES = ("psnr_fg", "ssim_fg", "sharpness_error", "colour", "identity", "tde")
+FRAMES = 10_000
 STRETCH = 100  # frames of one motion, and of one number
 
 
@@ -62,8 +62,9 @@ def long_run(
     Metrics, one row for what came out during each stretch (label ``frame``: the first that went in): ``psnr_fg``,
     ``ssim_fg``, ``sharpness_error``, ``colour`` (distance of the foreground's mean colour from the truth's, grey
     levels), ``identity`` (dB by which what lies in the true foreground is nearer to the truth than to a picture of the
-    next character in the same motion), ``memory`` (MiB of the process); and for each of NAMES ``<name>_drift``, the
-    change over 1000 frames (:func:`drift`).
+    next character in the same motion), ``tde`` (motion error), ``memory`` (MiB of the process); and for each of NAMES
+    ``<name>_drift``, the change over 1000 frames (:func:`drift`), and ``memory_drift``, without the first tenth, in
+    which a process grows to its size.
     The last picture of every stretch and its truth stay in ``strip.npy``, uint8 ``(n, 2, h, w, 3)``.
 
     Raises:
@@ -86,7 +87,7 @@ def long_run(
 
 def _stream(run: runs.Run, preset: Preset, frames: int, character: int, fed_back: bool) -> runs.Run:
     stream = Stream(stages.trained(preset, "distill3d", evaluate.device()))
-    waiting, strip = [], []  # waiting: truth of frames not out
+    waiting, strip, memory = [], [], []  # waiting: truth of frames not out
     rows: dict[str, list[float]] = {name: [] for name in NAMES}
     last = frames // STRETCH - 1
     driven = tqdm(stretches(preset, character, frames), "stretches", last + 1, leave=False)
@@ -100,10 +101,12 @@ def _stream(run: runs.Run, preset: Preset, frames: int, character: int, fed_back
         for name, value in _compare(np.stack(made), truth, mask, another).items():
             rows[name].append(value)
             run.record(name, value, n=len(made), protocol=PROTOCOL, frame=number * STRETCH)
-        run.record("memory", _resident(), frame=number * STRETCH)
+        memory.append(_resident())
+        run.record("memory", memory[-1], frame=number * STRETCH)
         strip.append(np.stack([made[-1], truth[-1]]))
     for name, each in rows.items():
         run.record(f"{name}_drift", *drift(each), PROTOCOL)
+    run.record("memory_drift", *drift(memory[len(memory) // 10 :]), PROTOCOL)
     np.save(run.path / "strip.npy", np.stack(strip))
     return run.finish()
 
