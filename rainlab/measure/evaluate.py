@@ -72,6 +72,8 @@ ABLATIONS = {
     "K = 16, causal mask": {"stream.causal": True},
 }
 """Section 5.4: what is varied, as overrides of a preset; the first is the paper's setting."""
+LONGER = {"distill3d.steps": 1_200, "distill3d.learning_rate": 1e-4}
+"""A 3D distillation of `small` four times as long, at three times the rate (notebook `22_distill`)."""
 STANDING_STILL = ("undistilled", "flat", "rain")  # methods whose flicker is measured, by a frozen pose,
 STILL = 16  # in that many clips: it differs little from clip to clip
 COMMON = (64, 48)  # the size at which presets compare,

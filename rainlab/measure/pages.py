@@ -173,6 +173,12 @@ def readme(preset: Preset) -> str:
         f"motion error is {error / moving:.1f} times that of a picture that stands still ({moving:.2f}, the true "
         f"motion), and driven by a frozen pose it flickers by {flicker:.2f} grey levels a frame."
     )
+    if rival := runs.existing(evaluate.measure, preset, "stream_diffusion_look"):
+        psnr, theirs, still = (rival.value(name)["value"] for name in ("psnr", "tde", "flicker"))
+        bad += (
+            f" StreamDiffusion with its reference, frame by frame with noise that never changes, has a motion error of "
+            f"{theirs:.2f} and a flicker of {still:.2f} on the same network without motion modules, at {psnr:.2f} dB."
+        )
     full = "The full tables with protocol, ablations and speed: [figures/RESULTS.md](figures/RESULTS.md)."
     more = f"{pace(preset)} {full}"
     return "\n\n".join([bad, _markdown(shown[columns]), tables.verdict(preset, "rain", "undistilled"), more])
@@ -185,11 +191,12 @@ def card(preset: Preset) -> str:
         run = stages.recorded(preset, stage)
         file = weights.SHIPPED / f"{run.id}.safetensors"
         curve = [row for row in run.metrics() if row["metric"] == "loss"]
-        machine = json.loads((run.path / "provenance.json").read_text("utf-8"))["hardware"]["cpu"]
+        provenance = json.loads((run.path / "provenance.json").read_text("utf-8"))
+        begun = f" from step {int(warm['step']):,}" if (warm := provenance.get("warm")) else ""
         rows.append({
             "stage": f"`{stage}`", "steps": f"{curve[-1]['step']:,}",
             "samples a step": str(run.config["train"]["batch"]),
-            "minutes": f"{curve[-1]['seconds'] / 60:.0f}", "processor": machine,
+            "minutes": f"{curve[-1]['seconds'] / 60:.0f}{begun}", "processor": provenance["hardware"]["cpu"],
             "MB": f"{file.stat().st_size / 1e6:.1f}", "run": run.id,
         })  # fmt: skip
     results = []
