@@ -36,7 +36,7 @@ def load(sd: str | Path | None = None, control: str | Path | None = None, device
             got = f"put the folder of {ORIGIN[name]} (huggingface.co, safetensors) there, or give another path"
             raise FileNotFoundError(f"weights: {folder} is not there; {got}")
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
-    options = {"torch_dtype": dtype, "local_files_only": True, "use_safetensors": True}
+    options = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
     try:
         net = ControlNetModel.from_pretrained(folders[CONTROL], **options)
         pipe = StableDiffusionControlNetImg2ImgPipeline.from_pretrained(
