@@ -27,7 +27,7 @@ from doit import get_var
 from rainlab import runs
 from rainlab.config import Preset, make_preset, override
 from rainlab.files import atomic_path
-from rainlab.measure import ablations, endless, evaluate, features, legacy, memory
+from rainlab.measure import ablations, endless, evaluate, features, legacy, memory, openings
 from rainlab.method import pretrained
 from rainlab.training import stages, weights
 
@@ -43,7 +43,7 @@ CODE = [str(path) for path in sorted((ROOT / "rainlab").rglob("*.py"))]
 FULL = make_preset(PRESET)
 # runs of no preset that pages refer to
 ALONE = ("studio", "data_prep", "soak", "engine", "features", "fvd_null", "paper_scale", "plan", "plan_check",
-         "calibration")
+         "calibration", "openings")
 K8, CAUSAL = (override(FULL, change) for change in list(evaluate.ABLATIONS.values())[1:])
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -266,7 +266,7 @@ def task_publish():
         for stage in stages.STAGES:
             print("weights", weights.ship(stages.run_id(FULL, stage)).name)
         kept = {stages.run_id(preset, stage) for preset in (shown, ablated) for stage in stages.STAGES}
-        kept.add(features.trained().id)
+        kept |= {features.trained().id, openings.trained().id}
         outdated = [p for p in runs.published().iterdir() if p.name not in known | mine]
         outdated += [p for p in weights.SHIPPED.glob("*.safetensors") if p.stem not in kept]
         for path in outdated:

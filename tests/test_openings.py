@@ -42,3 +42,18 @@ def test_softened_pictures_keep_their_size_and_range():
     soft = openings._softened(pictures, torch.Generator().manual_seed(1))
     assert soft.shape == pictures.shape and soft.min() >= 0 and soft.max() <= 1
     assert (soft != pictures).any()
+
+
+def test_the_shipped_network_sees_what_a_face_does():
+    """As well as is recorded, on characters that training never saw."""
+    run = openings.trained()
+    for part in openings.NAMES:
+        error, spread = (run.value("opening_" + name, part=part)["value"] for name in ("error", "spread"))
+        assert run.value("opening_correlation", part=part)["value"] > 0.9 and error < 0.4 * spread
+    who = body.split_seeds("val", 12)
+    clips = face.render(who, who, 4, (128, 128), fps=0.5)
+    told = 100 * openings.openings(clips.landmarks.numpy())
+    said = openings.seen(clips.frames.numpy())
+    assert said.shape == told.shape == (12, 4, 3)
+    for part in range(3):
+        assert np.corrcoef(said[..., part].ravel(), told[..., part].ravel())[0, 1] > 0.85
