@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from rainlab.data.studio.expression import POSE
 from rainlab.data.video import read_rgba
 from rainlab.method import pretrained
+from rainlab.method.unet import pointwise
 
 SIZE = 512
 FACE = 128  # pixels, height and width of the face's picture
@@ -33,8 +34,6 @@ Region = tuple[int, int, int, int]  # rows and columns: top, left, bottom, right
 WHOLE: Region = (0, 0, SIZE, SIZE)
 FILES = {"character_image_file_name": "character.png", "face_morpher_file_name": "face_morpher.pt",
          "body_morpher_file_name": "body_morpher.pt"}  # fmt: skip
-
-
 Places = tuple[Tensor, Tensor]  # x of the columns (w,) and y of the rows (h,)
 
 
@@ -50,9 +49,9 @@ class Sine(nn.Module):
 
     def forward(self, x: Tensor | None, places: Places | None = None, pose: Tensor | None = None) -> Tensor:
         """Features ``(h, w, c)`` or None, and for a layer told them places and a pose ``(p,)``: ``(h, w, c)``."""
-        weight, bias = self.linear.weight.flatten(1), self.linear.bias
         if pose is None:
-            return torch.sin(OMEGA * F.linear(x, weight, bias))
+            return torch.sin(OMEGA * pointwise(self.linear, x))
+        weight, bias = self.linear.weight.flatten(1), self.linear.bias
         known = weight[:, -2 - len(pose) :]
         same = bias + known[:, 2:] @ pose
         x_of, y_of = places
@@ -77,7 +76,7 @@ class FaceMorpher(nn.Module):
         x = first(None, _places((0, 0, FACE, FACE), FACE, pose), pose[:MORPHS])
         for layer in others:
             x = layer(x)
-        return _linear(self.siren.last_linear, x).permute(2, 0, 1)
+        return pointwise(self.siren.last_linear, x).permute(2, 0, 1)
 
 
 class Drawn(NamedTuple):
@@ -113,7 +112,7 @@ class BodyMorpher(nn.Module):
             x = layers[0](x, _places(here, size, pose), pose)
             for layer in layers[1:]:
                 x = layer(x)
-        grid, alpha, colour = _linear(self.last_linear, x).permute(2, 0, 1).split((2, 1, 4))
+        grid, alpha, colour = pointwise(self.last_linear, x).permute(2, 0, 1).split((2, 1, 4))
         across, down = _places(region, SIZE, pose)
         still = torch.stack(torch.meshgrid(across, down, indexing="xy"))
         flow = (still + grid).permute(1, 2, 0)[None]
@@ -140,10 +139,6 @@ def _places(region: Region, size: int, like: Tensor) -> Places:
     pixels = (torch.arange(*ends, dtype=like.dtype, device=like.device) for ends in ((left, right), (top, bottom)))
     across, down = ((2 * i + 1) / size - 1 for i in pixels)
     return across, down
-
-
-def _linear(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 
 def _finer(x: Tensor, known: Region, wanted: Region) -> Tensor:

@@ -11,7 +11,9 @@ nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from rainlab.measure.degrade import DEGRADATIONS, degraded
 from rainlab.method.checkpoint import write_tensors
 from rainlab.training import weights
 
+Trained = TypeVar("Trained", bound=nn.Module)
 VERSION = 1
 PROTOCOL = "studio-features-1"
 SIZE = (64, 48)
@@ -134,20 +137,42 @@ def train(config: dict = CONFIG) -> tuple[Features, list[float]]:
     points, seen = films.keypoints[..., :2], films.keypoints[..., 2] > 0.3
     optimizer = torch.optim.AdamW(net.parameters(), config["learning_rate"])
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config["steps"])
-    curve = []
-    for _ in tqdm(range(config["steps"]), "features", leave=False):
+
+    def value() -> Tensor:
         rows = torch.randint(len(frames), (config["clips"],), generator=draw)
         clips, places = shaken(frames[rows].float() / 255, points[rows], config["shake"], draw)
         chosen = torch.randperm(config["characters"], generator=draw)[: config["pairs"]]
         when = torch.randint(WINDOW, (config["pairs"], 2), generator=draw)
         pairs = torch.stack([frames[2 * chosen + i, when[:, i]] for i in range(2)], 1).float() / 255
-        value = loss(net, clips, places, seen[rows], pairs)
+        return loss(net, clips, places, seen[rows], pairs)
+
+    return fit(net, optimizer, schedule, config["steps"], value, "features")
+
+
+def fit(
+    net: Trained,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
+    steps: int,
+    value: Callable[[], Tensor],
+    what: str,
+) -> tuple[Trained, list[float]]:
+    """A small network after so many steps on losses that ``value`` draws, ready for use, and the loss of each step."""
+    curve = []
+    for _ in tqdm(range(steps), what, leave=False):
+        drawn = value()
         optimizer.zero_grad()
-        value.backward()
+        drawn.backward()
         optimizer.step()
         schedule.step()
-        curve.append(value.item())
+        curve.append(drawn.item())
     return net.eval().requires_grad_(False), curve
+
+
+def record_curve(run: runs.Run, curve: list[float], every: int = 50) -> None:
+    """Means of a training's losses, metric ``loss``."""
+    for i in range(0, len(curve), every):
+        run.record("loss", float(np.mean(curve[i : i + every])), step=i + every)
 
 
 def trained(record: bool = False) -> runs.Run:
@@ -159,8 +184,7 @@ def trained(record: bool = False) -> runs.Run:
         if not run.finished:
             net, curve = train()
             write_tensors(run.path / weights.NAME, net.state_dict())
-            for i in range(0, len(curve), 50):
-                run.record("loss", float(np.mean(curve[i : i + 50])), step=i + 50)
+            record_curve(run, curve)
             run.finish()
     return run
 

@@ -22,6 +22,7 @@ from rainlab.method import sampling
 from rainlab.training import stages
 
 VERSION = 2  # raised when the numbers would come out differently
+VERSIONS = {"face": face.VERSION, "driver": driver.VERSION, "studio": body.VERSION}
 PROTOCOL = "landmarks-1"
 WAYS = ("means of groups", "the 13 published transforms", "calibrated")
 FPS = 12.0
@@ -63,8 +64,7 @@ def calibration(pairs: int = 64, frames: int = 48) -> runs.Run:
     the truth in per cent of the jaw's width, and ``rest_error``, the same of faces at rest; n: pairs of driver and
     character, the unit of the intervals.
     """
-    versions = {"face": face.VERSION, "driver": driver.VERSION, "studio": body.VERSION}
-    config = {"pairs": pairs, "frames": frames, "fps": FPS} | versions
+    config = {"pairs": pairs, "frames": frames, "fps": FPS} | VERSIONS
     with suppress(FileNotFoundError):
         return runs.get(runs.run_id("calibration", config, VERSION))
     run = runs.open_run("calibration", config, VERSION)
@@ -99,9 +99,8 @@ def following(preset: Preset, pairs: int = 32, frames: int = 48, record: bool = 
     Raises:
         FileNotFoundError: nothing recorded, or no weights.
     """
-    versions = {"face": face.VERSION, "driver": driver.VERSION, "studio": body.VERSION}
     config = {"preset": preset.name, "stream": identity(preset.stream), "size": preset.data.size, "pairs": pairs,
-              "frames": frames, "fps": FPS} | versions  # fmt: skip
+              "frames": frames, "fps": FPS} | VERSIONS  # fmt: skip
     seeing = runs.run_id("openings", openings.CONFIG, openings.VERSION)
     inputs = {"model": stages.run_id(preset, "distill3d"), "openings": seeing}
     if not record:

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from rainlab import runs
 from rainlab.data.studio import body, face
-from rainlab.measure import metrics
+from rainlab.measure import features, metrics
 from rainlab.method.checkpoint import write_tensors
 from rainlab.training import weights
 
@@ -78,16 +78,12 @@ def train(config: dict = CONFIG) -> tuple[Regressor, list[float]]:
     pictures, truth = _pictures("train", config["characters"], config)
     optimizer = torch.optim.AdamW(net.parameters(), config["learning_rate"])
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config["learning_rate"], config["steps"])
-    curve = []
-    for _ in tqdm(range(config["steps"]), "openings", leave=False):
+
+    def value() -> Tensor:
         rows = torch.randint(len(pictures), (config["batch"],), generator=draw)
-        value = F.mse_loss(net(_softened(pictures[rows].float() / 255, draw)), truth[rows])
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        schedule.step()
-        curve.append(value.item())
-    return net.eval().requires_grad_(False), curve
+        return F.mse_loss(net(_softened(pictures[rows].float() / 255, draw)), truth[rows])
+
+    return features.fit(net, optimizer, schedule, config["steps"], value, "openings")
 
 
 def trained(record: bool = False, config: dict = CONFIG) -> runs.Run:
@@ -104,8 +100,7 @@ def trained(record: bool = False, config: dict = CONFIG) -> runs.Run:
             return run
         net, curve = train(config)
         write_tensors(run.path / weights.NAME, net.state_dict())
-        for i in range(0, len(curve), 50):
-            run.record("loss", float(np.mean(curve[i : i + 50])), step=i + 50)
+        features.record_curve(run, curve)
         pictures, truth = _pictures("test", config["tests"], config)
         said, truth = _said(net, pictures), truth.numpy()
         for part, ours, theirs in zip(NAMES, said.T, truth.T, strict=True):

@@ -12,7 +12,7 @@ import torch
 
 from rainlab.data import landmarks
 from rainlab.data.studio import body, driver, face
-from rainlab.data.studio.expression import BOTH, POSE, expressions
+from rainlab.data.studio.expression import BOTH, POSE, expressions, pose_of
 from rainlab.show.drivers import Driver, Size
 
 
@@ -32,6 +32,7 @@ SLIDERS = {
     "tilt": ({"neck_z": -1.0}, {"neck_z": 1.0}),
 }
 """Name -> numbers of a pose at -1 and at 1; where the first are none a slider begins at 0."""
+AT_REST = pose_of({})[None]
 REACTION = 0.08  # seconds in which a slider's effect comes most of the way: a hand's jumps are smoothed
 BLINKS = [POSE.index(f"eye_wink{side}") for side in BOTH]
 
@@ -45,8 +46,7 @@ class Expression(Driver):
     def __init__(self, size: Size, character: int = 0, motion: int = 0, seconds: float | None = None):
         self.size, self.seconds = size, seconds
         self._who, self._how = (body.split_seeds("test", 1, number) for number in (character, motion))
-        at_rest = torch.zeros(1, 1, len(POSE), dtype=torch.float64)
-        points = face.landmarks(self._who, at_rest, size)[0][0, 0].double().numpy()
+        points = face.landmarks(self._who, AT_REST, size)[0][0, 0].double().numpy()
         self._at_rest, self._radius = landmarks.to_anime(points, ()), landmarks.dot_radius(points, size[0])
 
     def sample(self, seconds: float) -> torch.Tensor:
@@ -105,7 +105,7 @@ class Other(Expression):
     def __init__(self, size: Size, character: int = 0, motion: int = 0, person: int = 0, seconds: float | None = None):
         super().__init__(size, character, motion, seconds)
         self._person = body.split_seeds("test", 1, 1000 + person)
-        real = driver.landmarks(self._person, torch.zeros(1, 1, len(POSE)))[0, 0].numpy()
+        real = driver.landmarks(self._person, AT_REST)[0, 0].numpy()
         self._calibration = landmarks.calibrate(real, self._at_rest)
 
     def _dots(self, poses: torch.Tensor) -> np.ndarray:
@@ -119,5 +119,4 @@ def gallery(size: Size, characters: int) -> list[np.ndarray]:
 
 def reference(size: Size, character: int) -> np.ndarray:
     """The picture of held-out character number `character` from near, at rest."""
-    at_rest = torch.zeros(1, 1, len(POSE), dtype=torch.float64)
-    return face.render(body.split_seeds("test", 1, character), pose=at_rest, size=size).frames[0, 0].numpy()
+    return face.render(body.split_seeds("test", 1, character), pose=AT_REST, size=size).frames[0, 0].numpy()

@@ -70,7 +70,7 @@ def _shade(figure, looks, clip, at, k, size, scale):
     s_own, c_own = turned(s, c, g["sin"], g["cos"])
     u = t * look["span"] + e * look["cap"]
 
-    ring, stripe = _wave(u * look["rate"]), _wave(_turns(s_own, c_own) * look["turns"])
+    ring, stripe = wave(u * look["rate"]), wave(_turns(s_own, c_own) * look["turns"])
     mix = look["rings"] * ring + look["stripes"] * stripe + look["checks"] * ring * stripe + look["bias"]
     mix = (0.5 + mix * (look["gain"] * scale).clamp(1, 12)).clamp(0, 1)
     end = (0.5 + (u - look["split"]) * scale).clamp(0, 1)
@@ -143,7 +143,7 @@ def backdrop(look, shadow, size):
     across, down = (x + 0.5) / width, (y + 0.5) / height
     glow = 1 - ((across - 0.5) * (across - 0.5) + (down - 0.45) * (down - 0.45)) * 2.5
     floor = ((down - 0.72) * height * 0.5 + 0.5).clamp(0, 1) * (1.3 - down)
-    bands = (0.5 + _wave(across * 3) * 2).clamp(0, 1) * 0.35
+    bands = (0.5 + wave(across * 3) * 2).clamp(0, 1) * 0.35
     b = dict(zip(BACKDROP, look[:, :, None], strict=True))
     mix = b["down"] * down + b["across"] * across + b["glow"] * glow + b["floor"] * floor + b["bands"] * bands
     mix = mix.clamp(0, 1)
@@ -166,7 +166,7 @@ def disc(x, y, width, height, px):
     return (0.5 + (1 - x * x - y * y) * 0.5 * least * px).clamp(0, 1)
 
 
-def _wave(x):
+def wave(x):
     """Triangle wave of period 1, from 1 over -1 back to 1."""
     return (x - x.floor() - 0.5).abs() * 4 - 1
 

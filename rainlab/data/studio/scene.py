@@ -11,7 +11,7 @@ import torch
 
 from rainlab.data.studio.body import CHUNK
 from rainlab.data.studio.motion import GROUND, movement, stage
-from rainlab.data.studio.paint import picture
+from rainlab.data.studio.paint import picture, wave
 from rainlab.data.studio.people import PARTS, Lots, people, texture
 from rainlab.data.studio.raster import NOTHING, cover, flow, shapes, winner
 
@@ -242,20 +242,15 @@ def _behind(ground, clip, part, size):
     x, far, on_ground, down = _places((along[part], into[part]), size)
     colour = {name: value[clip].T[:, :, None] for name, value in colours.items()}
     z = far + into[part][:, None]
-    tiles = _wave(x * 0.7) * _wave(z * 0.7)
+    tiles = wave(x * 0.7) * wave(z * 0.7)
     fade = (1.2 / far).clamp(max=1)
     floor = [c * (0.9 + 0.22 * (2.5 * tiles).clamp(-1, 1) * fade).float() for c in colour["ground"]]
-    roof = -1.4 - 0.5 * (_wave(x * 0.21) > 0.1) - 0.4 * (_wave(x * 0.093 + 0.3) > 0)  # of houses that stand in a row
-    windows = ((_wave(x * 0.9) > 0.2) & (_wave(down * 0.9 + 0.2) > 0.2) & (down > roof + 0.25)).float()
+    roof = -1.4 - 0.5 * (wave(x * 0.21) > 0.1) - 0.4 * (wave(x * 0.093 + 0.3) > 0)  # of houses that stand in a row
+    windows = ((wave(x * 0.9) > 0.2) & (wave(down * 0.9 + 0.2) > 0.2) & (down > roof + 0.25)).float()
     house = (down > roof).float()
     lit = house * (1 - 0.35 * windows)
     above = [lit * w + (1 - house) * s for w, s in zip(colour["wall"], colour["sky"], strict=True)]
     return torch.stack([torch.where(on_ground, f, a) for f, a in zip(floor, above, strict=True)]).float(), far.float()
-
-
-def _wave(x):
-    """Triangle wave of period 1, from 1 over -1 back to 1."""
-    return (x - x.floor() - 0.5).abs() * 4 - 1
 
 
 def _move_ground(motion, visible, ground, owner, now, size):
