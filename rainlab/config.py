@@ -151,6 +151,7 @@ class StageConfig:
     matrix_rate: float = added(0.01)  # Muon's learning rate at the height of the schedule
     momentum: float = added(0.95)  # Muon's
     times: str = added("staircase")  # of stage 2: RAIN's; or "uniform", one level for a window: AnimateAnyone's
+    blend: float = added(1.0)  # of a distillation: share of what it learned that is kept (WiSE-FT, arXiv:2109.01903)
     own_history: float = added(0.0)  # of 3D distillation: share of steps that go on from what the student itself made
     bf16: bool = added(False)  # networks in bf16 on a processor that has it; GPUs always compute so
 
@@ -279,8 +280,9 @@ PRESETS: dict[str, Preset] = {
     ),
     "face": Preset(
         name="face",
-        data=DataConfig(source="faces", height=128, width=128, clips=1500, frames=17, margin=6, test_frames=48,
-                        facing=True),
+        data=DataConfig(
+            source="faces", height=128, width=128, clips=1500, frames=17, margin=6, test_frames=48, facing=True
+        ),
         autoencoder=AutoencoderConfig(factor=8, latent_channels=8, width=40),
         model=_SMALL_MODEL,
         loss=LossConfig(condition_dropout=0.03),
@@ -289,7 +291,7 @@ PRESETS: dict[str, Preset] = {
         stage1=replace(_MUON, steps=8000, batch=8, targets=4, learning_rate=2e-3, decay=0.1, save_every=250),
         stage2=replace(_MUON, steps=2000, batch=2, learning_rate=1e-3, decay=0.5),
         distill2d=StageConfig(steps=1000, batch=8, targets=4, learning_rate=1e-4, decay=0.5, ema=0.95),
-        distill3d=StageConfig(steps=300, batch=2, learning_rate=3e-5, decay=0.5, ema=0.95),
+        distill3d=StageConfig(steps=300, batch=2, learning_rate=3e-5, decay=0.5, ema=0.95, blend=0.6),
     ),
     "paper": _PAPER,
 }

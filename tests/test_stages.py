@@ -107,6 +107,26 @@ def test_the_target_of_two_dimensional_distillation_is_the_student(here):
     assert model.denoising_unet.time_embedding.cond_proj.weight.abs().max() > 0  # must not start at zero here
 
 
+@pytest.mark.parametrize("stage", ["distill2d", "distill3d"])
+def test_a_blend_lies_on_the_line_from_the_first_weights_to_the_learned_ones(here, stage):
+    def learned(blend: float) -> dict:
+        changed = override(CONFIG, {f"{stage}.steps": 3, f"{stage}.blend": blend})
+        return weights.weights_of(stages.train_stage(changed, stage, inputs_from=CONFIG)[0].id)
+
+    whole, part = learned(1.0), learned(0.25)
+    start = stages.Training(CONFIG, stage).start().average
+    assert part.keys() == whole.keys()
+    for name, tensor in part.items():
+        torch.testing.assert_close(tensor, 0.75 * start[name] + 0.25 * whole[name])
+    assert any(not torch.equal(whole[name], start[name]) for name in part)  # otherwise there is no line
+
+
+@pytest.mark.parametrize(("stage", "blend"), [("distill3d", 0.0), ("distill3d", 1.5), ("stage2", 0.5)])
+def test_a_blend_that_means_nothing_is_refused(stage, blend):
+    with pytest.raises(ValueError, match=rf"{stage}.blend: got {blend}, expected a share of a distillation"):
+        stages.Training(override(CONFIG, {f"{stage}.blend": blend}), stage)
+
+
 def test_finished_work_is_not_done_again(here):
     run, history = stages.train_stage(CONFIG, "stage2", each=lambda state: pytest.fail("trained again"))
     assert len(history) == 4 and run.finished

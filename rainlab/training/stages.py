@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -67,6 +68,9 @@ class Training:
 
     def __post_init__(self) -> None:
         check_stage(self.stage)
+        if not 0 < self.loop.blend <= 1 or (self.loop.blend < 1 and not self.stage.startswith("distill")):
+            expected = "a share of a distillation above 0 and at most 1; other stages keep all they learn"
+            raise ValueError(f"{section(self.stage)}.blend: got {self.loop.blend}, expected {expected}")
         object.__setattr__(self, "source", self.source or self.preset)
 
     @property
@@ -278,8 +282,12 @@ def train_stage(
             raise ValueError(f"{got}, expected fewer than {stage}.steps = {steps}: raise it")
         if loop.first_process():
             run.note(warm={"file": Path(warm).name} | note)
-    extra = (lambda: _latent_scale(model, state, clips)) if stage == "autoencoder" else None
-    return run, loop.fit(run, loss, state, clips, training.loop, *training.sampling, each, extra)
+    last = None
+    if stage == "autoencoder":
+        last = partial(_latent_scale, model, state, clips)
+    elif training.loop.blend < 1:
+        last = partial(_blended, training, state.ema)
+    return run, loop.fit(run, loss, state, clips, training.loop, *training.sampling, each, last)
 
 
 def finished(preset: Preset, stage: str, device: str | torch.device = "cpu") -> runs.Run:
@@ -311,6 +319,17 @@ def _latent_scale(model: RAIN, state: loop.State, clips: dataset.TrainingSet) ->
     vae = model.autoencoder
     vae.normalise(to_signed(torch.from_numpy(pictures)).to(vae.mean.device))
     return {"autoencoder.mean": vae.mean, "autoencoder.std": vae.std}
+
+
+def _blended(training: Training, average: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``stage.blend`` of the way from the weights that a distillation's target network began with to its ``average``.
+
+    Distillation buys sharpness in few steps with wrong motion and flicker; on the way, motion comes back sooner than
+    sharpness goes. The straight line between fine-tuned weights and those they began with is WiSE-FT's (Wortsman et
+    al. 2022, equation 1).
+    """
+    begun = training.start(next(iter(average.values())).device).average
+    return {name: begun[name].detach().lerp(tensor, training.loop.blend) for name, tensor in average.items()}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
