@@ -216,8 +216,15 @@ def test_a_method_is_recorded_once_and_read_again(compared, held, monkeypatch):
     assert [row[key] for key in ("value", "ci_low", "ci_high", "n")] == list(metrics.bootstrap(expected["psnr_fg"]))
     assert row["protocol"] == metrics.PROTOCOL
     monkeypatch.setattr(evaluate, "generate", None)
+    assert np.array_equal(evaluate.kept(CONFIG, "rain", held), frames)
     assert evaluate.measure(CONFIG, "rain", record=True).id == run.id
     assert evaluate.compare(CONFIG, record=True).metrics() == evaluate.compare(CONFIG).metrics() == compared.metrics()
+
+
+def test_frames_that_were_not_kept_are_made(compared, held):
+    other = override(CONFIG, {"stream.guidance": 3.0})  # not measured
+    assert np.array_equal(evaluate.kept(other, "copy", held), evaluate.generate(CONFIG, "copy", held))
+    assert np.array_equal(evaluate.kept(other, "rain", held), evaluate.generate(other, "rain", held))
 
 
 def test_flicker_is_that_of_one_frozen_pose_over_as_many_frames_for_every_window(monkeypatch):

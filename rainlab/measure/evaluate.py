@@ -74,6 +74,7 @@ ABLATIONS = {
 """Section 5.4: what is varied, as overrides of a preset; the first is the paper's setting."""
 LONGER = {"distill3d.steps": 1_200, "distill3d.learning_rate": 1e-4}
 """A 3D distillation of `small` four times as long, at three times the rate (notebook `22_distill`)."""
+FRAMES = "frames.npy"  # what a method made, in the folder of its run
 STANDING_STILL = ("undistilled", "flat", "rain")  # methods whose flicker is measured, by a frozen pose,
 STILL = 16  # in that many clips: it differs little from clip to clip
 COMMON = (64, 48)  # the size at which presets compare,
@@ -237,6 +238,15 @@ def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
         return run if run.finished else _measure(run, preset, method)
 
 
+def kept(preset: Preset, method: str, held: HeldOut) -> np.ndarray:
+    """A method's frames for all test clips: those :func:`measure` kept in ``runs/``, or now made of ``held``."""
+    config, inputs = describe(preset, method)
+    run = runs.folder() / runs.run_id("evaluate", config, VERSION, inputs)
+    if (run / runs.FILES[-1]).is_file() and (run / FRAMES).is_file():
+        return np.load(run / FRAMES)
+    return generate(preset, method, held)
+
+
 def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
     held = held_out(preset)
     model = None if method == "copy" else _trained(preset, method)
@@ -274,7 +284,7 @@ def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
             distance = metrics.frechet(ours, theirs), None, None, len(ours)
             run.record("fvd_studio", *distance, features.PROTOCOL, method=method)
     write_json(run.path / runs.VALUES, {name: value.tolist() for name, value in values.items()})
-    np.save(run.path / "frames.npy", frames)
+    np.save(run.path / FRAMES, frames)
     return run.finish()
 
 

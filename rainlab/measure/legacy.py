@@ -137,7 +137,7 @@ def compared(
         if not run.finished:
             held = evaluate.held_out(preset)
             for method in COMPARED:
-                frames = evaluate.generate(preset, method, held)
+                frames = evaluate.kept(preset, method, held)
                 for metric, estimate, protocol, labels in measures(frames, held.frames):
                     run.record(metric, *estimate, protocol, method=method, **labels)
             run.finish()
