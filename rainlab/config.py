@@ -151,6 +151,7 @@ class StageConfig:
     matrix_rate: float = added(0.01)  # Muon's learning rate at the height of the schedule
     momentum: float = added(0.95)  # Muon's
     times: str = added("staircase")  # of stage 2: RAIN's; or "uniform", one level for a window: AnimateAnyone's
+    start: str = added("")  # a preset of the same geometry whose weights after this stage it begins with
     blend: float = added(1.0)  # of a distillation: share of what it learned that is kept (WiSE-FT, arXiv:2109.01903)
     own_history: float = added(0.0)  # of 3D distillation: share of steps that go on from what the student itself made
     bf16: bool = added(False)  # networks in bf16 on a processor that has it; GPUs always compute so
@@ -228,6 +229,7 @@ _TINY_MODEL = ModelConfig(
 _SMALL_MODEL = replace(_TINY_MODEL, channels=(64, 128), cross_attention_dim=128)
 
 _MUON = StageConfig(optimizer="muon", bf16=True)
+_AS_SMALL = replace(_MUON, learning_rate=1e-3, decay=0.5, start="small")  # same painter, other pictures
 _QUICK = StageConfig(optimizer="muon", decay=0.5)
 
 # UBC-Fashion (section 5.1); faces and style transfer differ in steps and ω (sections 5.2, 5.3, PAPER_TASKS)
@@ -287,11 +289,11 @@ PRESETS: dict[str, Preset] = {
         model=_SMALL_MODEL,
         loss=LossConfig(condition_dropout=0.03),
         stream=StreamConfig(guidance=2.5),  # section 5.2
-        train_autoencoder=replace(_MUON, steps=3000, batch=16, learning_rate=2e-3, decay=0.5, ema=0.99, save_every=200),
-        stage1=replace(_MUON, steps=8000, batch=8, targets=4, learning_rate=2e-3, decay=0.1, save_every=250),
-        stage2=replace(_MUON, steps=2000, batch=2, learning_rate=1e-3, decay=0.5),
-        distill2d=StageConfig(steps=1000, batch=8, targets=4, learning_rate=1e-4, decay=0.5, ema=0.95),
-        distill3d=StageConfig(steps=300, batch=2, learning_rate=3e-5, decay=0.5, ema=0.95, blend=0.6),
+        train_autoencoder=replace(_AS_SMALL, steps=1500, batch=16, ema=0.99, save_every=200),
+        stage1=replace(_AS_SMALL, steps=4000, batch=8, targets=4, ema=0.995, save_every=200),
+        stage2=replace(_AS_SMALL, steps=1000, batch=2, learning_rate=5e-4, ema=0.99),
+        distill2d=StageConfig(steps=200, batch=8, targets=4, learning_rate=1e-4, decay=0.5, ema=0.95, save_every=50),
+        distill3d=StageConfig(steps=200, batch=2, learning_rate=3e-5, decay=0.5, ema=0.95, blend=0.6, save_every=50),
     ),
     "paper": _PAPER,
 }

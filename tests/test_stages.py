@@ -127,6 +127,30 @@ def test_a_blend_that_means_nothing_is_refused(stage, blend):
         stages.Training(override(CONFIG, {f"{stage}.blend": blend}), stage)
 
 
+@pytest.mark.parametrize("stage", ["autoencoder", "stage1", "stage2"])
+def test_a_stage_begins_with_what_another_preset_learned(here, monkeypatch, stage):
+    field = stages.section(stage)
+    preset = override(CONFIG, {f"{field}.start": "tiny", f"{field}.seed": 1})
+    monkeypatch.setattr(stages, "make_preset", lambda name: {"tiny": CONFIG}[name])
+    training = stages.Training(preset, stage, source=CONFIG)
+    model, learned = dict(training.start().model.named_parameters()), weights.weights_of(stages.run_id(CONFIG, stage))
+    for name in trainable(training.start().model, stage):
+        assert torch.equal(model[name], learned[name]), name
+    assert training.describe()[1]["start"] == stages.run_id(CONFIG, stage)
+    assert training.id != stages.Training(override(preset, {f"{field}.start": ""}), stage, source=CONFIG).id
+
+
+def test_what_a_stage_can_not_begin_with_is_refused(here, monkeypatch):
+    with pytest.raises(ValueError, match="distill2d.start: got 'tiny', expected none: a student begins as its teacher"):
+        stages.Training(override(CONFIG, {"distill2d.start": "tiny"}), "distill2d")
+    with pytest.raises(ValueError, match="preset: got 'tinny', expected one of"):
+        stages.run_id(override(CONFIG, {"stage1.start": "tinny"}), "stage1")
+    wider = override(CONFIG, {"stage1.start": "tiny", "model.channels": (64, 64)})
+    monkeypatch.setattr(stages, "make_preset", lambda name: CONFIG)
+    with pytest.raises(ValueError, match=r"^stage1-\w+: \S+: got shape .* expected .*; use the weights of"):
+        stages.Training(wider, "stage1", source=CONFIG).start()
+
+
 def test_finished_work_is_not_done_again(here):
     run, history = stages.train_stage(CONFIG, "stage2", each=lambda state: pytest.fail("trained again"))
     assert len(history) == 4 and run.finished

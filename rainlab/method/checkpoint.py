@@ -35,23 +35,19 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
 
 
 @torch.no_grad()
-def fill(parameters: Mapping[str, Tensor], path: str | os.PathLike) -> dict[str, str]:
-    """Copy a file's tensors into parameters of the same names; returns the file's note.
+def fill(parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy tensors into parameters of the same names. ``where``: what the error calls the tensors.
 
     Raises:
-        ValueError: the file is damaged, lacks a parameter, or has one of another shape.
+        ValueError: a parameter is not among them, or of another shape.
     """
-    tensors, note = read_tensors(path)
     got = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     for key, parameter in parameters.items():
         if got.get(key) != tuple(parameter.shape):
             fix = "use the weights of the same stage and preset"
-            raise ValueError(
-                f"{Path(path).name}: {key}: got shape {got.get(key)}, expected {tuple(parameter.shape)}; {fix}"
-            )
+            raise ValueError(f"{where}: {key}: got shape {got.get(key)}, expected {tuple(parameter.shape)}; {fix}")
     for key, parameter in parameters.items():
         parameter.copy_(tensors[key])
-    return note
 
 
 def save_model(model: RAIN, path: str | os.PathLike) -> None:

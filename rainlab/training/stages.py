@@ -29,7 +29,7 @@ from rainlab.config import PRESETS, Preset, StageConfig, from_words, identity, m
 from rainlab.data import dataset
 from rainlab.files import digest, root
 from rainlab.method import pretrained
-from rainlab.method.checkpoint import fill
+from rainlab.method.checkpoint import fill, read_tensors
 from rainlab.method.rain import RAIN, start_guidance, to_signed
 from rainlab.method.unet import UNet
 from rainlab.training import branches, distill, loop, losses
@@ -71,6 +71,10 @@ class Training:
         if not 0 < self.loop.blend <= 1 or (self.loop.blend < 1 and not self.stage.startswith("distill")):
             expected = "a share of a distillation above 0 and at most 1; other stages keep all they learn"
             raise ValueError(f"{section(self.stage)}.blend: got {self.loop.blend}, expected {expected}")
+        if self.loop.start and self.stage.startswith("distill"):
+            raise ValueError(
+                f"{self.stage}.start: got {self.loop.start!r}, expected none: a student begins as its teacher"
+            )
         object.__setattr__(self, "source", self.source or self.preset)
 
     @property
@@ -90,7 +94,10 @@ class Training:
             config["stream"] = identity(preset.stream)
             for only_streaming in ("steps_per_group", "guidance"):
                 config["stream"].pop(only_streaming)
-        return config, {name: run_id(self.source, name) for name in INPUTS[self.stage]}
+        inputs = {name: run_id(self.source, name) for name in INPUTS[self.stage]}
+        if self.loop.start:
+            inputs["start"] = run_id(make_preset(self.loop.start), self.stage)
+        return config, inputs
 
     @property
     def id(self) -> str:
@@ -113,6 +120,9 @@ class Training:
         if self.stage == "stage2" and published.motion_path:
             pretrained.start(model, motion=root() / published.motion_path)
         _fill(model, self.source, _chain(self.stage)[:-1])
+        if self.loop.start:
+            own, other = dict(model.named_parameters()), run_id(make_preset(self.loop.start), self.stage)
+            fill({name: own[name] for name in trainable(model, self.stage)}, weights_of(other), other)
         if not self.stage.startswith("distill"):
             return Start(model, loss_of(self.preset, self.stage, model))
         teacher = trained(self.source, INPUTS[self.stage][0], device).denoising_unet
@@ -273,7 +283,9 @@ def train_stage(
         return run, history
     model, loss, state, clips = training.begin(training.loop, device)
     if warm and not (run.path / loop.CHECKPOINT).exists():
-        note = fill(state.parameters, warm) | {"sha256": digest(Path(warm))}
+        tensors, note = read_tensors(warm)
+        fill(state.parameters, tensors, Path(warm).name)
+        note["sha256"] = digest(Path(warm))
         for name, tensor in state.ema.items():
             tensor.copy_(state.parameters[name])
         state.step = state.begun = int(note.get("step", 0))  # shipped weights of a finished run begin another at 0
