@@ -290,10 +290,25 @@ PRESETS: dict[str, Preset] = {
         loss=LossConfig(condition_dropout=0.03),
         stream=StreamConfig(guidance=2.5),  # section 5.2
         train_autoencoder=replace(_AS_SMALL, steps=1500, batch=16, ema=0.99, save_every=200),
-        stage1=replace(_AS_SMALL, steps=4000, batch=8, targets=4, ema=0.995, save_every=200),
+        stage1=replace(_AS_SMALL, steps=3000, batch=8, targets=4, ema=0.995, save_every=200),
         stage2=replace(_AS_SMALL, steps=1000, batch=2, learning_rate=5e-4, ema=0.99),
         distill2d=StageConfig(steps=200, batch=8, targets=4, learning_rate=1e-4, decay=0.5, ema=0.95, save_every=50),
         distill3d=StageConfig(steps=200, batch=2, learning_rate=3e-5, decay=0.5, ema=0.95, blend=0.6, save_every=50),
+    ),
+    "street": Preset(
+        name="street",
+        data=DataConfig(
+            source="scenes", height=96, width=96, clips=1500, frames=17, margin=6, test_frames=48, facing=True
+        ),
+        autoencoder=AutoencoderConfig(factor=8, latent_channels=8, width=40),
+        model=_SMALL_MODEL,
+        loss=LossConfig(condition_dropout=0.03),
+        stream=StreamConfig(guidance=3.5),  # section 5.3
+        train_autoencoder=replace(_AS_SMALL, steps=1500, batch=16, ema=0.99, save_every=200),
+        stage1=replace(_AS_SMALL, steps=3000, batch=8, targets=4, ema=0.995, save_every=200),
+        stage2=replace(_AS_SMALL, steps=800, batch=2, learning_rate=5e-4, ema=0.99),
+        distill2d=StageConfig(steps=150, batch=8, targets=4, learning_rate=1e-4, decay=0.5, ema=0.95, save_every=50),
+        distill3d=StageConfig(steps=150, batch=2, learning_rate=3e-5, decay=0.5, ema=0.95, blend=0.6, save_every=50),
     ),
     "paper": _PAPER,
 }

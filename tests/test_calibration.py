@@ -178,14 +178,14 @@ def test_following_is_measured_by_way_and_part(monkeypatch, tmp_path):
     eyes = np.mean([rows["truth", name]["value"] for name in openings.NAMES[:2]])
     assert rows["truth", "eyes"]["value"] == pytest.approx(eyes)
     assert morphing.following(config, pairs=2, frames=17).id == run.id
-    with pytest.raises(FileNotFoundError, match="nothing recorded"):
-        morphing.following(config, pairs=3, frames=17)
+    for other in ({"pairs": 3}, {"stage": "stage1"}, {"inputs_from": micro.micro(train_autoencoder__seed=1)}):
+        with pytest.raises(FileNotFoundError, match="nothing recorded"):
+            morphing.following(config, **{"pairs": 2, "frames": 17} | other)
 
 
-def test_drivers_tell_what_the_characters_are_to_do(monkeypatch):
+def test_drivers_tell_what_the_characters_are_to_do():
     config = micro.micro(data__source="faces", data__height=64, data__width=64)
-    monkeypatch.setattr(stages, "trained", lambda *given: micro.model(config))
-    told, films = morphing.driven(config, [3], 9)
+    told, films = morphing.driven(config, [3], 9, micro.model(config))
     points, _, _ = morphing.pair(3, 9)
     np.testing.assert_allclose(told[0], openings.openings(points))
     assert [*films] == [*morphing.DRIVEN] and {film.shape for film in films.values()} == {(1, 9, 64, 64, 3)}

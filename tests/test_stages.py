@@ -127,6 +127,18 @@ def test_a_blend_that_means_nothing_is_refused(stage, blend):
         stages.Training(override(CONFIG, {f"{stage}.blend": blend}), stage)
 
 
+def test_a_trial_is_found_where_its_inputs_end(here):
+    """Networks of a stage trained on other stages' weights: those and its own."""
+    other = override(CONFIG, {"data.margin": 3, "stage1.steps": 2})
+    run, _ = stages.train_stage(other, "stage1", inputs_from=CONFIG)
+    state, own = stages.trained(other, "stage1", inputs_from=CONFIG).state_dict(), weights.weights_of(run.id)
+    inherited = weights.weights_of(stages.run_id(CONFIG, "autoencoder"))
+    assert own and inherited and own.keys().isdisjoint(inherited)
+    assert all(torch.equal(state[name], tensor) for name, tensor in (own | inherited).items())
+    with pytest.raises(FileNotFoundError):
+        stages.trained(other, "stage1")
+
+
 @pytest.mark.parametrize("stage", ["autoencoder", "stage1", "stage2"])
 def test_a_stage_begins_with_what_another_preset_learned(here, monkeypatch, stage):
     field = stages.section(stage)

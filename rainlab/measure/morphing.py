@@ -13,12 +13,13 @@ import numpy as np
 import torch
 
 from rainlab import runs
-from rainlab.config import Preset, identity
+from rainlab.config import Preset, identity, override
 from rainlab.data import landmarks
 from rainlab.data.studio import body, driver, face
 from rainlab.data.studio.expression import expressions
 from rainlab.measure import evaluate, metrics, openings
 from rainlab.method import sampling
+from rainlab.method.rain import RAIN
 from rainlab.training import stages
 
 VERSION = 2  # raised when the numbers would come out differently
@@ -86,7 +87,19 @@ def calibration(pairs: int = 64, frames: int = 48) -> runs.Run:
         return run.finish()
 
 
-def following(preset: Preset, pairs: int = 32, frames: int = 48, record: bool = False) -> runs.Run:
+def with_gaps(preset: Preset) -> Preset:
+    """A face preset whose landmarks keep eyes open and mouth shut, all else the same (section 5.2)."""
+    return override(preset, {"data.source": "faces with gaps"})
+
+
+def following(
+    preset: Preset,
+    pairs: int = 32,
+    frames: int = 48,
+    record: bool = False,
+    stage: str = "distill3d",
+    inputs_from: Preset | None = None,
+) -> runs.Run:
     """The run that tells whether the faces of a preset's model open and shut eyes and mouth when their drivers do.
 
     Metrics, labels ``driven`` (DRIVEN) and ``part`` (of `openings.NAMES`, and "eyes"): ``opening_correlation`` over
@@ -94,22 +107,24 @@ def following(preset: Preset, pairs: int = 32, frames: int = 48, record: bool = 
     :mod:`rainlab.measure.openings` sees the result's open; n: pairs of driver and character, the unit of the intervals.
 
     Args:
-        record: as in :func:`rainlab.measure.evaluate.measure`.
+        record: as in :func:`rainlab.measure.evaluate.measure`. stage: after which the networks are taken; those of
+            images stream, too, each frame for itself. inputs_from: as in :func:`rainlab.training.stages.train_stage`.
 
     Raises:
         FileNotFoundError: nothing recorded, or no weights.
     """
-    config = {"preset": preset.name, "stream": identity(preset.stream), "size": preset.data.size, "pairs": pairs,
-              "frames": frames, "fps": FPS} | VERSIONS  # fmt: skip
+    config = {"preset": preset.name, "stage": stage, "stream": identity(preset.stream), "size": preset.data.size,
+              "pairs": pairs, "frames": frames, "fps": FPS} | VERSIONS  # fmt: skip
     seeing = runs.run_id("openings", openings.CONFIG, openings.VERSION)
-    inputs = {"model": stages.run_id(preset, "distill3d"), "openings": seeing}
+    inputs = {"model": stages.Training(preset, stage, inputs_from).id, "openings": seeing}
     if not record:
         return runs.recorded(runs.run_id("following", config, VERSION, inputs), preset.name)
     run = runs.open_run("following", config, VERSION, inputs)
     with run.lock():
         if run.finished:
             return run
-        told, films = driven(preset, range(pairs), frames)
+        model = stages.trained(preset, stage, evaluate.device(), inputs_from)
+        told, films = driven(preset, range(pairs), frames, model)
         for way, film in films.items():
             seen = openings.seen(film)
             alike = np.array(
@@ -121,7 +136,9 @@ def following(preset: Preset, pairs: int = 32, frames: int = 48, record: bool = 
         return run.finish()
 
 
-def driven(preset: Preset, numbers: Sequence[int], frames: int) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def driven(
+    preset: Preset, numbers: Sequence[int], frames: int, model: RAIN
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Openings of the drivers ``(b, f, 3)``, and films of the characters by DRIVEN, uint8 ``(b, f, h, w, 3)``."""
     size, told, truth = preset.data.size, [], []
     conditions: dict[str, list[np.ndarray]] = {way: [] for way in DRIVEN[:2]}
@@ -134,7 +151,7 @@ def driven(preset: Preset, numbers: Sequence[int], frames: int) -> tuple[np.ndar
             conditions[way].append(np.stack([landmarks.draw(each, size, radius) for each in drawn]))
         truth.append(clip.frames[0].numpy())
         told.append(openings.openings(points))
-    films, model = {"truth": np.stack(truth)}, stages.trained(preset, "distill3d", evaluate.device())
+    films = {"truth": np.stack(truth)}
     options = evaluate.stream_options(preset, model)
     for way, pictures in conditions.items():
         films[way] = sampling.stream(model, films["truth"][:, 0], np.stack(pictures), **options)

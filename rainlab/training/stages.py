@@ -215,15 +215,18 @@ def recorded(preset: Preset, stage: str) -> runs.Run | None:
         return None
 
 
-def trained(preset: Preset, stage: str, device: str | torch.device = "cpu") -> RAIN:
-    """The networks as they stand after ``stage``, for inference.
+def trained(
+    preset: Preset, stage: str, device: str | torch.device = "cpu", inputs_from: Preset | None = None
+) -> RAIN:
+    """The networks as they stand after ``stage``, for inference; ``inputs_from`` as in :func:`train_stage`.
 
     Raises:
         FileNotFoundError: a stage's weights are not there, naming the run and the command that makes it.
     """
     check_stage(stage)
     model = build(preset, stage)
-    known = _fill(model, preset, _chain(stage))
+    own = Training(preset, stage, inputs_from).id if inputs_from else None
+    known = _fill(model, inputs_from or preset, _chain(stage), own)
     parts = [part for part in _chain(stage) if not _published(preset, part)]
     if missing := sorted({name for part in parts for name in trainable(model, part)} - known):
         raise ValueError(f"{stage}: its runs hold no weights for {missing[:3]} … ({len(missing)} in all)")
@@ -241,15 +244,15 @@ def _published(preset: Preset, stage: str) -> bool:
     return stage == "autoencoder" and preset.autoencoder.kind != "small"
 
 
-def _fill(model: RAIN, preset: Preset, chain: list[str]) -> set[str]:
-    """Load what the stages of ``chain`` trained; returns the names that there were weights for.
+def _fill(model: RAIN, preset: Preset, chain: list[str], last: str | None = None) -> set[str]:
+    """Load what the stages of ``chain`` trained, the last one perhaps in run ``last``; returns the names found.
 
     A stage whose parameters later ones all trained again is not looked for: it need not be shipped.
     """
     weights: dict[str, Tensor] = {}
     for name in reversed(chain):
         if not _published(preset, name) and not set(trainable(model, name)) <= weights.keys():
-            weights = weights_of(run_id(preset, name)) | weights
+            weights = weights_of(last if last and name == chain[-1] else run_id(preset, name)) | weights
     have = model.state_dict()  # a 2D network leaves the motion modules of its chain aside
     model.load_state_dict({name: tensor for name, tensor in weights.items() if name in have}, strict=False)
     return set(weights)
