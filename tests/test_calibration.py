@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from rainlab.data import landmarks
+from rainlab.data import detect, landmarks, video
 from rainlab.data.studio import body, driver, face
-from rainlab.data.studio.expression import POSE, pose_of
+from rainlab.data.studio.expression import POSE, expressions, pose_of
 from rainlab.measure import morphing, openings
 from rainlab.training import stages
 
@@ -192,3 +192,55 @@ def test_drivers_tell_what_the_characters_are_to_do():
     who, _, pose = morphing._cast(3, 9)
     np.testing.assert_array_equal(films["truth"], face.render(who, pose=pose).frames)
     assert morphing._correlation(np.arange(4.0), np.ones(4)) == 0
+
+
+def test_one_driver_moves_many_characters():
+    points, dots, made = morphing.pair(3, 9, by=5)
+    np.testing.assert_array_equal(points, morphing.pair(5, 9)[0])
+    np.testing.assert_allclose(dots[0], morphing.pair(3, 9)[1][0])  # its own face at rest
+    assert not np.allclose(dots[4], morphing.pair(3, 9)[1][4])
+    jaw = landmarks.PARTS["jaw"]
+    ours, theirs = (x - x[:, jaw].mean(1, keepdims=True) for x in (made["calibrated"], dots))
+    far = np.linalg.norm(ours - theirs, axis=-1).mean() / landmarks.face_width(dots[0])
+    assert far < 0.1
+
+
+def test_a_talking_head_is_recorded_as_points_and_nothing_else(monkeypatch, tmp_path):
+    """13 frames at 24 a second of which the detector finds all but two; kept at 12 a second."""
+    monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path / "runs"))
+    with pytest.raises(FileNotFoundError, match="give a film of a face, and install"):
+        monkeypatch.setattr(morphing.runs, "find", lambda name: None)
+        morphing.talking_head()
+    film = np.zeros((13, 32, 48, 3), np.uint8)
+    film[:] = np.linspace(0, 240, 13, dtype=np.uint8)[:, None, None, None]
+    video.write_video(tmp_path / "film.mp4", film, 24.0)
+    poses = expressions(WHO[:1], torch.arange(13, dtype=torch.float64) / 24)
+    truth = 32 * driver.landmarks(WHO[:1], poses)[0]
+
+    def find(picture):
+        number = round(float(picture.mean()) / 20)  # 0 … 12
+        return None if number in (0, 8) else np.concatenate([truth[number], np.ones((68, 1))], 1)
+
+    monkeypatch.setattr(detect, "face_landmarks", lambda device: detect.Detector("eyes", find))
+    run = morphing.talking_head(tmp_path / "film.mp4")
+    assert run.value("frames")["value"] == 6 and run.value("found")["value"] == pytest.approx(4 / 6)
+    kept = morphing.points_of(run)
+    expected = truth.numpy()[[2, 2, 4, 6, 6, 10]] / 32  # what is missing is taken from the neighbour
+    np.testing.assert_allclose(kept, expected, atol=1e-4)
+    assert {file.name for file in run.path.iterdir()} <= {*morphing.runs.FILES, "values.json", ".lock"}
+    assert morphing.talking_head(tmp_path / "film.mp4").id == run.id
+    with pytest.raises(ValueError, match="got no face in 1 frames"):
+        (run.path / "values.json").write_text('{"points": [null]}')
+        morphing.points_of(run)
+
+
+def test_the_face_most_at_rest_is_found():
+    poses = of({"mouth_aaa": 1.0}, {"head_y": 1.0}, {}, {"eye_wink_left": 1.0}, {})
+    faces = driver.landmarks(WHO[:1], poses)[0].numpy().copy()
+    assert landmarks.most_at_rest(faces) == 2
+    faces[2, 5] = np.nan
+    assert landmarks.most_at_rest(faces) == 4
+    with pytest.raises(ValueError, match="got 2 frames without a face at rest"):
+        landmarks.most_at_rest(faces[[1, 2]])
+    with pytest.raises(ValueError, match=r"expected \(…, 68, 2\)"):
+        landmarks.most_at_rest(faces[:, :60])

@@ -181,6 +181,38 @@ def calibrate(driver: np.ndarray, character: np.ndarray) -> Calibration:
     return Calibration(tuple(made), float(size), tuple(offset))
 
 
+def most_at_rest(points: np.ndarray) -> int:
+    """Of a film's faces ``(f, 68, 2)`` the one to calibrate with: it looks ahead, its eyes open and its mouth shut.
+
+    The sum of how far the nose is off the jaw's middle and how far the lips are apart, less how far the lids are, all
+    in widths of the face, is smallest; frames without a face (not finite) don't count.
+
+    Raises:
+        ValueError: another shape, or no frame that :func:`calibrate` would take.
+    """
+    points = _checked(points, REAL)
+    best, least = -1, np.inf
+    for number, face in enumerate(points):
+        if not np.isfinite(face).all():
+            continue
+        dots = to_anime(face, ())
+        try:
+            _check_rest("driver", dots)
+        except ValueError:
+            continue
+        ends, width = dots[[0, 4]], face_width(dots)
+        aside = abs(float((dots[PARTS["nose"]][0] - ends.mean(0)) @ (ends[1] - ends[0]))) / width**2
+        lips = np.linalg.norm(face[[61, 62, 63]] - face[[67, 66, 65]], axis=-1).mean() / width
+        lids = np.linalg.norm(face[[37, 38, 43, 44]] - face[[41, 40, 47, 46]], axis=-1).mean() / width
+        if (far := aside + lips - lids) < least:
+            best, least = number, far
+    if best < 0:
+        raise ValueError(
+            f"got {len(points)} frames without a face at rest, expected one with open eyes, from the front"
+        )
+    return best
+
+
 def _check_rest(whose: str, points: np.ndarray) -> None:
     """Raise ValueError unless 26 points are those of a face that looks ahead with open eyes."""
     for part in ("left eye", "right eye"):

@@ -6,17 +6,21 @@ character's own 26 are the truth. Where a head is, is the driver's affair: both 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from rainlab import runs
 from rainlab.config import Preset, identity, override
-from rainlab.data import landmarks
+from rainlab.data import detect, landmarks, video
 from rainlab.data.studio import body, driver, face
 from rainlab.data.studio.expression import expressions
+from rainlab.files import digest, write_json
 from rainlab.measure import evaluate, metrics, openings
 from rainlab.method import sampling
 from rainlab.method.rain import RAIN
@@ -31,13 +35,14 @@ DRIVEN = ("the character's own dots", "calibrated", "truth")
 """What moves a face: what it was trained with; a driver; nothing: true pictures, which show what can be seen."""
 
 
-def pair(number: int, frames: int) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+def pair(number: int, frames: int, by: int | None = None) -> tuple[np.ndarray, np.ndarray, dict[str, np.ndarray]]:
     """A driver and a character of the test split: ``(driver's points (f, 68, 2), true dots (f, 26, 2), dots by WAYS)``.
 
+    number: of the character; the driver and what it does are number ``by``, the same where None.
     Frame 0 shows both at rest, the others a motion. Every way is given the size and place that the faces have at rest,
     when both are seen.
     """
-    who, whom, pose = _cast(number, frames)
+    who, whom, pose = _cast(number, frames, by)
     points = driver.landmarks(whom, pose)[0].numpy()
     truth = landmarks.to_anime(face.landmarks(who, pose, (128, 128))[0][0].double().numpy(), ())
     made = {}
@@ -51,11 +56,12 @@ def pair(number: int, frames: int) -> tuple[np.ndarray, np.ndarray, dict[str, np
     return points, truth, made
 
 
-def _cast(number: int, frames: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _cast(number: int, frames: int, by: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Seeds of a character and a driver, and the poses ``(1, f, 45)`` that both take, first at rest."""
-    pose = expressions(body.split_seeds("test", 1, 2000 + number), torch.arange(frames, dtype=torch.float64) / FPS)
+    by = number if by is None else by
+    pose = expressions(body.split_seeds("test", 1, 2000 + by), torch.arange(frames, dtype=torch.float64) / FPS)
     pose[:, 0] = 0
-    return body.split_seeds("test", 1, number), body.split_seeds("test", 1, 1000 + number), pose
+    return body.split_seeds("test", 1, number), body.split_seeds("test", 1, 1000 + by), pose
 
 
 def calibration(pairs: int = 64, frames: int = 48) -> runs.Run:
@@ -137,14 +143,17 @@ def following(
 
 
 def driven(
-    preset: Preset, numbers: Sequence[int], frames: int, model: RAIN
+    preset: Preset, numbers: Sequence[int], frames: int, model: RAIN, by: int | None = None
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Openings of the drivers ``(b, f, 3)``, and films of the characters by DRIVEN, uint8 ``(b, f, h, w, 3)``."""
+    """Openings of the drivers ``(b, f, 3)``, and films of the characters by DRIVEN, uint8 ``(b, f, h, w, 3)``.
+
+    ``by``: as for :func:`pair`.
+    """
     size, told, truth = preset.data.size, [], []
     conditions: dict[str, list[np.ndarray]] = {way: [] for way in DRIVEN[:2]}
     for number in numbers:
-        points, dots, made = pair(number, frames)
-        who, _, pose = _cast(number, frames)
+        points, dots, made = pair(number, frames, by)
+        who, _, pose = _cast(number, frames, by)
         clip = face.render(who, pose=pose, size=size)
         radius = landmarks.dot_radius(clip.landmarks[0, 0].numpy(), size[0])
         for way, drawn in zip(DRIVEN, (dots, made["calibrated"]), strict=False):
@@ -156,6 +165,54 @@ def driven(
     for way, pictures in conditions.items():
         films[way] = sampling.stream(model, films["truth"][:, 0], np.stack(pictures), **options)
     return np.stack(told), {way: films[way] for way in DRIVEN}
+
+
+def talking_head(film: str | Path | None = None, fps: float = FPS) -> runs.Run:
+    """The run that keeps what a detector finds in a film of a face: 68 points a frame, and nothing of the pictures.
+
+    Args:
+        film: a video file, read at ``fps``, or None for the newest that is recorded. Its points, in units of its
+            height, are in the run's ``values.json`` (:func:`points_of`).
+
+    Metrics: ``frames``; ``found``, the share of them with a face.
+
+    Raises:
+        FileNotFoundError: nothing recorded, or no such file. ModuleNotFoundError: no detector is installed.
+    """
+    if film is None:
+        if run := runs.find("talking_head"):
+            return run
+        raise FileNotFoundError("nothing recorded of a talking head: give a film of a face, and install .[detect]")
+    find = detect.face_landmarks(evaluate.device())
+    config = {"detector": find.name, "fps": fps}
+    run = runs.open_run("talking_head", config, VERSION, {"film": digest(film)})
+    with run.lock():
+        if run.finished:
+            return run
+        about, faces = video.probe(film), []
+        moments = set((np.arange(int(about["frames"] * fps / about["fps"])) * about["fps"] / fps).round().astype(int))
+        for number, picture in enumerate(tqdm(video.iter_video(film), "frames", about["frames"], leave=False)):
+            if number in moments:
+                face = find(picture)
+                faces.append(np.full((landmarks.REAL, 2), np.nan) if face is None else face[:, :2] / picture.shape[0])
+        there = np.isfinite(faces).all((1, 2))
+        run.record("frames", len(faces))
+        run.record("found", there.mean(), n=len(faces))
+        kept = [face.round(4).tolist() if seen else None for face, seen in zip(faces, there, strict=True)]
+        write_json(run.path / runs.VALUES, {"points": kept})
+        return run.finish()
+
+
+def points_of(run: runs.Run) -> np.ndarray:
+    """Points ``(f, 68, 2)`` of :func:`talking_head`; a frame without a face has those of the one before."""
+    faces = json.loads((run.path / runs.VALUES).read_text("utf-8"))["points"]
+    first = next((face for face in faces if face), None)
+    if first is None:
+        raise ValueError(f"{run.id}: got no face in {len(faces)} frames, expected a film of one")
+    whole = []
+    for points in faces:
+        whole.append(points or (whole[-1] if whole else first))
+    return np.array(whole)
 
 
 def _correlation(x: np.ndarray, y: np.ndarray) -> float:

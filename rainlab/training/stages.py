@@ -215,9 +215,7 @@ def recorded(preset: Preset, stage: str) -> runs.Run | None:
         return None
 
 
-def trained(
-    preset: Preset, stage: str, device: str | torch.device = "cpu", inputs_from: Preset | None = None
-) -> RAIN:
+def trained(preset: Preset, stage: str, device: str | torch.device = "cpu", inputs_from: Preset | None = None) -> RAIN:
     """The networks as they stand after ``stage``, for inference; ``inputs_from`` as in :func:`train_stage`.
 
     Raises:
@@ -305,13 +303,15 @@ def train_stage(
     return run, loop.fit(run, loss, state, clips, training.loop, *training.sampling, each, last)
 
 
-def finished(preset: Preset, stage: str, device: str | torch.device = "cpu") -> runs.Run:
+def finished(
+    preset: Preset, stage: str, device: str | torch.device = "cpu", inputs_from: Preset | None = None
+) -> runs.Run:
     """A stage's run with its weights: made already, or trained now, with its curve and nothing else to tell."""
     with suppress(FileNotFoundError):  # it may be published without weights, and they are needed
-        weights_file(run_id(preset, stage))
-        if made := recorded(preset, stage):
-            return made
-    run, history = train_stage(preset, stage, device)
+        id = Training(preset, stage, inputs_from).id
+        weights_file(id)
+        return runs.get(id)
+    run, history = train_stage(preset, stage, device, inputs_from=inputs_from)
     if not run.finished:
         record_history(run, history)
         run.finish()
