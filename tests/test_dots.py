@@ -33,6 +33,18 @@ def test_panels_show_their_face_or_all_the_same_part():
         assert axes.get_xlim()[0] < points[:, 0].min() and points[:, 1].max() < axes.get_ylim()[0]
 
 
+def test_a_film_of_points_is_pale_where_they_are():
+    points = np.array([[[0.25, 0.5], [0.75, 0.125]], [[0.75, 0.5], [0.75, 0.125]]])
+    film = dots.pictures(points, (16, 32), radius=0.5)
+    assert film.shape == (2, 16, 32, 3) and film.dtype == np.uint8
+    for picture, (x, y) in zip(film, ((8, 8), (24, 8)), strict=True):
+        bright = np.argwhere(picture.max(-1) > 60)
+        around = [(r - i, c - j) for r, c in ((2, 24), (y, x)) for i in (0, 1) for j in (0, 1)]
+        assert sorted(map(tuple, bright.tolist())) == sorted(around)
+    wide = dots.pictures(points, (16, 32), radius=2)
+    assert (wide >= film).all() and (wide > film).any() and (wide[0, 8, 8] == (0xCF, 0xE8, 0xFF)).all()
+
+
 def test_groups_are_marked():
     figure = dots.numbered({"a": {"points": np.tile(POINTS, (3, 1))[:68], "groups": ((1, 2), (4,))}})
     (axes,) = figure.axes

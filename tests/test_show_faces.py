@@ -8,6 +8,8 @@ from test_widgets import Browser
 
 from rainlab.data import landmarks
 from rainlab.data.faces import StudioFaces
+from rainlab.data.studio import body
+from rainlab.data.studio.driver import landmarks as real_landmarks
 from rainlab.data.studio.expression import POSE
 from rainlab.show import faces
 from rainlab.show.widgets import FACES, StreamPanel
@@ -83,6 +85,21 @@ def test_another_face_has_the_characters_dots_at_rest_and_its_own_motion():
     assert open_mouth(other._dots(pose)[0]) > 1.5 * open_mouth(other._dots(at_rest)[0])
     again = faces.Other(SIZE, 1, person=6)
     assert np.abs(again._dots(pose) - other._dots(pose)).max() > 1e-3
+
+
+def test_a_film_s_points_move_a_character_again_and_again():
+    poses = torch.zeros(1, 4, len(POSE), dtype=torch.float64)
+    poses[0, 2, POSE.index("mouth_aaa")] = 1
+    points = real_landmarks(body.split_seeds("test", 1, 1005), poses)[0].numpy()
+    speaker = faces.Points(SIZE, points, fps=10.0, character=1)
+    drawn = speaker.draw([speaker.sample(t / 10) for t in range(6)])
+    assert drawn.shape == (6, *SIZE, 3) and drawn.dtype == np.uint8
+    assert np.array_equal(drawn[4], drawn[0]) and np.array_equal(drawn[0], drawn[1])
+    assert (drawn[2] != drawn[0]).any()
+    width = landmarks.face_width(speaker._at_rest)
+    assert np.abs(speaker._dots(torch.from_numpy(points[None, :1]))[0] - speaker._at_rest).max() < 0.1 * width
+    with pytest.raises(ValueError, match="without a face at rest"):
+        faces.Points(SIZE, points * np.nan)
 
 
 def test_the_panel_of_a_face_model():

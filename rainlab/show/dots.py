@@ -56,6 +56,17 @@ def numbered(
     return figure
 
 
+def pictures(points: np.ndarray, size: tuple[int, int], radius: float = 1.0) -> np.ndarray:
+    """A film of points ``(f, n, 2)`` in units of a square picture, pale on black: uint8 ``(f, height, width, 3)``."""
+    height, width = size
+    rows, columns = (np.arange(n) + 0.5 for n in size)
+    x, y = (points[..., i, None] * n for i, n in ((0, width), (1, height)))
+    far = np.hypot((columns - x)[..., None, :], (rows - y)[..., :, None])  # of every pixel from every point
+    shade = np.clip(radius + 0.5 - far, 0, 1).max(1)
+    colour = np.array([int(PLAIN[i : i + 2], 16) for i in (1, 3, 5)])
+    return (shade[..., None] * colour).round().astype(np.uint8)
+
+
 def _away(points: np.ndarray, neighbours: int = 3) -> np.ndarray:
     """Unit vectors ``(n, 2)``, y up, from a point's nearest neighbours: where its number is in nobody's way."""
     near = np.linalg.norm(points[:, None] - points, axis=-1).argsort(1)[:, 1 : neighbours + 1]

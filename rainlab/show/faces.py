@@ -112,6 +112,26 @@ class Other(Expression):
         return self._calibration(driver.landmarks(self._person, poses)[0].numpy())
 
 
+class Points(Expression):
+    """A face whose 68 points are known frame by frame, of a film say, again and again; calibrated to the character's.
+
+    points: ``(f, 68, 2)``, finite, in units of the picture's height, one of them at rest. fps: of them. character: as
+    for :class:`Expression`. ValueError as for :func:`rainlab.data.landmarks.most_at_rest` and `calibrate`.
+    """
+
+    def __init__(self, size: Size, points: np.ndarray, fps: float = 12.0, character: int = 0):
+        super().__init__(size, character)
+        self._points, self._fps = torch.from_numpy(points), fps
+        self._calibration = landmarks.calibrate(points[landmarks.most_at_rest(points)], self._at_rest)
+
+    def sample(self, seconds: float) -> torch.Tensor:
+        """The points ``(68, 2)`` seen last."""
+        return self._points[int(seconds * self._fps + 1e-6) % len(self._points)]
+
+    def _dots(self, points: torch.Tensor) -> np.ndarray:
+        return self._calibration(points[0].numpy())
+
+
 def gallery(size: Size, characters: int) -> list[np.ndarray]:
     """Reference pictures of the first held-out faces at rest: uint8 (h, w, 3) each."""
     return [reference(size, number) for number in range(characters)]
