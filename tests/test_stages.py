@@ -61,6 +61,20 @@ def test_ids_of_what_is_shipped_stay():
         assert {stages.run_id(preset, stage) for stage in stages.STAGES} <= shipped
 
 
+def test_what_a_later_stage_trained_again_need_not_be_shipped(here, tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "SHIPPED", tmp_path / "shipped")
+    expected = stages.trained(CONFIG, "distill3d").state_dict()
+    again = trainable(stages.build(CONFIG, "distill3d"), "distill3d")
+    ids = {stage: stages.run_id(CONFIG, stage) for stage in ("autoencoder", "stage1", "distill3d")}
+    for stage, id in ids.items():
+        file = weights.ship(id, again if stage == "stage1" else ())
+        assert again[0] not in load_file(file) or stage == "distill3d"
+    monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path / "empty"))
+    model = stages.trained(CONFIG, "distill3d")
+    names, got = {name for stage in ids for name in trainable(model, stage)}, model.state_dict()
+    assert all(torch.equal(got[name], expected[name].half().float()) for name in names)
+
+
 def test_every_stage_is_recorded_and_loads(here):
     for stage in stages.STAGES:
         run = stages.recorded(CONFIG, stage)

@@ -197,7 +197,7 @@ def card(preset: Preset) -> str:
             "stage": f"`{stage}`", "steps": f"{curve[-1]['step']:,}",
             "samples a step": str(run.config["train"]["batch"]),
             "minutes": f"{curve[-1]['seconds'] / 60:.0f}{begun}", "processor": provenance["hardware"]["cpu"],
-            "MB": f"{file.stat().st_size / 1e6:.1f}", "run": run.id,
+            "MB": f"{file.stat().st_size / 1e6:.1f}" if file.is_file() else tables.NOTHING, "run": run.id,
         })  # fmt: skip
     results = []
     for method in ("copy", "autoencoder", "rain"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from torch import Tensor
@@ -45,10 +46,14 @@ def weights_of(run_id: str) -> dict[str, Tensor]:
         raise ValueError(f"weights of {run_id}: {error}, or delete its run and call `make train`") from error
 
 
-def ship(run_id: str) -> Path:
-    """Copy a run's weights into the package as fp16, and note their checksum; returns the file."""
+def ship(run_id: str, without: Collection[str] = ()) -> Path:
+    """Copy a run's weights into the package as fp16, and note their checksum; returns the file.
+
+    ``without``: names to leave out, of parameters that a later stage trained again: inference does without them.
+    """
     path = SHIPPED / f"{run_id}.safetensors"
-    write_half(path, weights_of(run_id), {"run": run_id})
+    kept = {name: tensor for name, tensor in weights_of(run_id).items() if name not in without}
+    write_half(path, kept, {"run": run_id})
     sums = {name: sha for name, sha in _sums().items() if (SHIPPED / name).exists()} | {path.name: digest(path)}
     with atomic_path(SHIPPED / SUMS) as temporary:
         temporary.write_text("".join(f"{sha}  {name}\n" for name, sha in sorted(sums.items())), "utf-8")
