@@ -27,13 +27,13 @@ from doit import get_var
 from rainlab import runs
 from rainlab.config import PRESETS, Preset, make_preset, override
 from rainlab.files import atomic_path
-from rainlab.measure import ablations, endless, evaluate, features, legacy, memory, morphing, openings
+from rainlab.measure import ablations, endless, evaluate, features, legacy, memory, morphing, openings, styling
 from rainlab.method import pretrained
 from rainlab.training import stages, weights
 from rainlab.training.parameters import trainable
 
 SHOWN = "small"  # the preset of README, notebooks and tables: its weights and numbers come with the repository
-OTHERS = ("face",)  # presets of the paper's other tasks, whose weights for inference come with it, too
+OTHERS = ("face", "street")  # presets of the paper's other tasks, whose weights for inference come with it, too
 INFERENCE = ("autoencoder", "stage1", "distill3d")
 ABLATED = "tiny"  # the preset of Table 3: it takes a training for each row
 PRESET = get_var("preset", SHOWN)
@@ -112,7 +112,8 @@ if FULL.data.source != "studio":  # what never ends, and its truth, can only be 
     del MEASUREMENTS["endless"]
     before = MEASUREMENTS["table2"]
     MEASUREMENTS["table2"] = replace(before, after=tuple(name for name in before.after if name != "endless"))
-TASKS = {"faces": ("morphing", "60_face_morphing", morphing.behind)}
+TASKS = {"faces": ("morphing", "60_face_morphing", morphing.behind),
+         "scenes": ("style", "61_style_transfer", styling.behind)}
 """Sources of the paper's other tasks: a name, their notebook, and the runs behind it."""
 if FULL.data.source in TASKS:
     name, notebook, _ = TASKS[FULL.data.source]

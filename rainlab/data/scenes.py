@@ -21,12 +21,20 @@ class StudioScenes(StudioClips):
         self.moving, self.styles = moving, styles
 
     def _made(self, seeds: torch.Tensor) -> tuple[scene.Scenes, Sequence[np.ndarray]]:
-        moving = Lots(seeds)("camera moves") < 0.5 if self.moving is None else self.moving
+        moving = self._moves(seeds)
         pause = body.pauses(seeds, *PAUSE) if self.pause else None
         options = {"moving": moving, "styles": self.styles, "pause": pause}
         made = scene.render(seeds, self.frames, self.size, self.fps, **options)
         grey = (made.depth * 255 + 0.5).byte()[..., None]
         return made, grey.expand(*grey.shape[:-1], 3).numpy()
+
+    def _moves(self, seeds: torch.Tensor) -> torch.Tensor:
+        own = Lots(seeds)("camera moves") < 0.5
+        return own if self.moving is None else torch.full_like(own, self.moving)
+
+    def cameras(self) -> np.ndarray:
+        """Whose camera moves, bool ``(count,)``."""
+        return self._moves(body.split_seeds(self.split, self.count, self.start)).numpy()
 
     def fingerprint(self) -> dict:
         """All that determines the clips, for the hash of a run."""
