@@ -15,14 +15,16 @@ import torch
 
 from rainlab.method import pretrained
 
-SD, CONTROL = "stable-diffusion-v1-5", "control_v11f1p_sd15_depth"
-ORIGIN = {SD: "stable-diffusion-v1-5/stable-diffusion-v1-5", CONTROL: "lllyasviel/control_v11f1p_sd15_depth"}
+SD, CONTROLS = "stable-diffusion-v1-5", {"depth": "control_v11f1p_sd15_depth", "openpose": "control_v11p_sd15_openpose"}
+ORIGIN = {SD: f"stable-diffusion-v1-5/{SD}"} | {name: f"lllyasviel/{name}" for name in CONTROLS.values()}
 
 
-def load(sd: str | Path | None = None, control: str | Path | None = None, device: str = "cpu") -> Any:
-    """The pipeline, from two folders as diffusers saves them; by default ``weights/`` and the names SD and CONTROL.
+def load(
+    sd: str | Path | None = None, control: str | Path | None = None, device: str = "cpu", kind: str = "depth"
+) -> Any:
+    """The pipeline, from two folders as diffusers saves them; by default in ``weights/`` and named as published.
 
-    Only safetensors are read, and nothing is downloaded.
+    ``kind``: of ControlNet, a key of CONTROLS. Only safetensors are read, and nothing is downloaded.
 
     Raises:
         FileNotFoundError: a folder is not there, naming where it is published.
@@ -30,7 +32,10 @@ def load(sd: str | Path | None = None, control: str | Path | None = None, device
     """
     from diffusers import ControlNetModel, StableDiffusionControlNetImg2ImgPipeline
 
-    folders = {name: Path(given or pretrained.folder() / name) for name, given in ((SD, sd), (CONTROL, control))}
+    if kind not in CONTROLS:
+        raise ValueError(f"kind: got {kind!r}, expected one of {', '.join(CONTROLS)}")
+    steered = CONTROLS[kind]
+    folders = {name: Path(given or pretrained.folder() / name) for name, given in ((SD, sd), (steered, control))}
     for name, folder in folders.items():
         if not folder.is_dir():
             got = f"put the folder of {ORIGIN[name]} (huggingface.co, safetensors) there, or give another path"
@@ -38,7 +43,7 @@ def load(sd: str | Path | None = None, control: str | Path | None = None, device
     dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
     options = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
     try:
-        net = ControlNetModel.from_pretrained(folders[CONTROL], **options)
+        net = ControlNetModel.from_pretrained(folders[steered], **options)
         pipe = StableDiffusionControlNetImg2ImgPipeline.from_pretrained(
             folders[SD], controlnet=net, safety_checker=None, requires_safety_checker=False, **options
         )

@@ -1,0 +1,315 @@
+"""PoseAnimate (Zhu et al., arXiv 2404.13680): one picture is animated without any training, by what inverts it.
+
+An image model that poses can steer (Stable Diffusion with an OpenPose ControlNet) is asked how it would have drawn the
+picture, and then to draw it again in other poses. Four modules, each of which can be left out:
+
+    PACM  the embedding of the prompt is optimised, time step by time step: first until the picture comes out again
+          under its own pose, then once more for every frame under that frame's pose (section 3.2, Algorithm 1)
+    DCAM  in the up blocks a frame attends to the source picture, the frame before and itself (section 3.3)
+    MGDM  character and background apart, by masks from cross-attention (section 3.4)
+    PATA  the poses are moved to where the character stands, and come from its own by and by (:func:`transition`)
+
+What the modules need of an image model is :class:`Backbone`; :mod:`rainlab.baselines.image_models` has two.
+
+Where the paper leaves it open: its text optimises the *conditional* embedding while the caption of Figure 2 calls it
+unconditional; here it is the conditional one. How PATA interpolates stands in a supplement that is not public.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rainlab.data import pose
+from rainlab.method import schedule
+from rainlab.method.unet import attend
+
+THRESHOLD = 0.3  # of a cross-attention map, as a share of its maximum: prompt-to-prompt's
+
+
+@dataclass(frozen=True)
+class Options:
+    """Numbers of a run, and which modules take part. Where the paper gives none, those of null-text inversion."""
+
+    steps: int = 50
+    guidance: float = 7.5
+    inner: int = 10  # optimisation steps a time step in pose-aware inversion
+    rate: float = 1e-2  # of Adam there, falling to half over the time steps
+    frame_rate: float = 1e-2  # the one gradient step a time step of Algorithm 1, in units of the gradient's own length
+    weights: tuple[float, float, float] = (0.7, 0.15, 0.15)  # λ: attention to the source, the frame before, itself
+    pacm: bool = True
+    dcam: bool = True
+    mgdm: bool = True
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.inner < 1:
+            raise ValueError(f"got {self.steps} steps and {self.inner} inner ones, expected one of each at least")
+        if abs(sum(self.weights) - 1) > 1e-6 or min(self.weights) < 0:
+            raise ValueError(f"weights: got {self.weights}, expected three that are not negative and add up to 1")
+
+
+@dataclass
+class Look:
+    """What attention layers are told in a pass over ``f`` frames (frame 0 is the source), ``groups`` times over.
+
+    ``masks`` ``(f, h, w)`` at the latents' size, 1 is the character; None: not apart. ``maps`` collects what cross-
+    attention says, ``(f, n)`` from each layer, of the first of the groups.
+    """
+
+    weights: tuple[float, float, float] | None = None  # None: every frame attends to itself
+    groups: int = 1
+    masks: Tensor | None = None
+    maps: list[Tensor] = field(default_factory=list)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Self-attention ``(groups·f, heads, n, d)`` of an up block."""
+        if self.weights is None:
+            return attend(q, k, v, None)
+        masks = None if self.masks is None else resized(self.masks, q.shape[2])
+        parts = zip(*(x.chunk(self.groups) for x in (q, k, v)), strict=True)
+        return torch.cat([dual_consistency(*part, self.weights, masks) for part in parts])
+
+    def saw(self, q: Tensor, k: Tensor, tokens: slice | None) -> None:
+        """Cross-attention ``(groups·f, heads, n, d)`` to ``(groups·f, heads, l, d)``; ``tokens``: the character's.
+
+        None: there is one token, and every place attends to it; told apart by how much against a token of zeros.
+        """
+        q, k = (x.chunk(self.groups)[0] for x in (q, k))
+        scores = q @ k.mT * q.shape[-1] ** -0.5
+        shares = scores.sigmoid()[..., 0] if tokens is None else scores.softmax(-1)[..., tokens].sum(-1)
+        self.maps.append(shares.mean(1).detach())
+
+
+class Backbone(Protocol):
+    """An image model that poses steer. Latents are ``(n, c, h, w)``, embeddings ``(n, l, d)``."""
+
+    null: Tensor  # the embedding of no prompt, (1, l, d)
+
+    def encode(self, picture: np.ndarray) -> Tensor:
+        """uint8 ``(h, w, 3)`` -> latents ``(1, c, h, w)``."""
+
+    def decode(self, latents: Tensor) -> np.ndarray:
+        """Pictures uint8 ``(n, h, w, 3)``."""
+
+    def features(self, poses: np.ndarray) -> Tensor:
+        """Condition pictures uint8 ``(n, h, w, 3)`` -> what :meth:`predict` takes."""
+
+    def predict(self, latents: Tensor, time: int, embedding: Tensor, features: Tensor) -> Tensor:
+        """The network's answer at one time step, 0 to 999."""
+
+    def split(self, latents: Tensor, answer: Tensor, time: int) -> tuple[Tensor, Tensor]:
+        """(clean latents, noise) by an answer; linear in it."""
+
+    def mix(self, clean: Tensor, noise: Tensor, time: int) -> Tensor:
+        """Latents at a time step; -1 is the clean end."""
+
+    def looking(self, look: Look) -> AbstractContextManager[None]:
+        """Context manager: passes inside it attend as ``look`` says."""
+
+
+def dual_consistency(
+    q: Tensor, k: Tensor, v: Tensor, weights: tuple[float, float, float], masks: Tensor | None = None
+) -> Tensor:
+    """Attention of frames ``(f, heads, n, d)`` to frame 0, the frame before and themselves (equations 7 to 9).
+
+    masks: ``(f, n)``, 1 is the character: keys and values of the rest are zero, and the other way round. Frame 0 is
+    the source, and attends to itself.
+    """
+
+    def fused(k: Tensor, v: Tensor) -> Tensor:
+        seen = (lambda x: x[:1].expand_as(x)), (lambda x: torch.cat([x[:1], x[:-1]])), (lambda x: x)
+        return sum(w * attend(q, of(k), of(v), None) for w, of in zip(weights, seen, strict=True))
+
+    if masks is None:
+        made = fused(k, v)
+    else:
+        m = masks[:, None, :, None].to(q.dtype)
+        made = m * fused(m * k, m * v) + (1 - m) * fused((1 - m) * k, (1 - m) * v)
+    return torch.cat([attend(q[:1], k[:1], v[:1], None), made[1:]])
+
+
+def resized(masks: Tensor, count: int) -> Tensor:
+    """Masks ``(f, h, w)`` at the size of a layer of ``count`` places: ``(f, count)``, 0 or 1."""
+    f, height, width = masks.shape
+    factor = round((height * width / count) ** 0.5)
+    if (height // factor) * (width // factor) != count:
+        raise ValueError(f"masks: got {height}×{width}, expected a whole multiple of a layer of {count} places")
+    return (F.avg_pool2d(masks[None].float(), factor)[0] >= 0.5).float().reshape(f, count)
+
+
+def seen_masks(maps: list[Tensor], size: tuple[int, int], threshold: float = THRESHOLD) -> Tensor:
+    """Where the character is, ``(f, h, w)`` of 0 and 1, by the mean of cross-attention maps of layers and steps.
+
+    Prompt-to-prompt's way: maps are brought to one size, averaged, and cut at a share of the way from their least
+    to their greatest value.
+    """
+    height, width = size
+    total = torch.zeros(len(maps[0]), height, width, device=maps[0].device)
+    for one in maps:
+        factor = round((height * width / one.shape[1]) ** 0.5)
+        small = one.reshape(len(one), 1, height // factor, width // factor).float()
+        total += F.interpolate(small, size=size, mode="bilinear", align_corners=False)[:, 0]
+    low, high = (bound(total.flatten(1), 1).values[:, None, None] for bound in (torch.min, torch.max))
+    return ((total - low) >= threshold * (high - low).clamp(min=1e-12)).float()
+
+
+@dataclass(frozen=True)
+class Inversion:
+    """What a picture was drawn from: latents of all time steps, from clean to noise, and an embedding for each step."""
+
+    latents: list[Tensor]  # Z_0 … Z_T, (1, c, h, w)
+    embeddings: list[Tensor]  # for the steps from T down to 1, (1, l, d)
+
+
+@torch.no_grad()
+def invert(backbone: Backbone, picture: np.ndarray, source: Tensor, embedding: Tensor, options: Options) -> Inversion:
+    """DDIM inversion of a picture without guidance, then pose-aware inversion with it (Algorithm 1, lines 1 and 2).
+
+    source: features of the picture's own pose. embedding: of the prompt, ``(1, l, d)``. Without PACM it stays as it is.
+    """
+    times, chain = levels(options), [backbone.encode(picture)]
+    for here, there in zip(times[::-1], times[-2::-1], strict=False):  # from clean to noise
+        at, asked = chain[-1], there if here < 0 else here  # what is clean has no time that the network knows
+        clean, noise = backbone.split(at, backbone.predict(at, asked, embedding, source), asked)
+        chain.append(backbone.mix(at if here < 0 else clean, noise, there))
+    if not options.pacm:
+        return Inversion(chain, [embedding] * options.steps)
+    found, now, at = [], embedding, chain[-1]
+    for number, (time, after) in enumerate(tqdm([*pairwise(times)], "pose-aware inversion", leave=False)):
+        wanted, tuned = chain[-2 - number], nn.Parameter(now.clone())
+        adam = torch.optim.Adam([tuned], options.rate * (1 - 0.5 * number / options.steps))
+        for _ in range(options.inner):
+            with torch.enable_grad():
+                loss = F.mse_loss(_step(backbone, at, time, after, tuned, source, options.guidance), wanted)
+                (tuned.grad,) = torch.autograd.grad(loss, [tuned])
+            adam.step()
+        now = tuned.detach()
+        at = _step(backbone, at, time, after, now, source, options.guidance)
+        found.append(now)
+    return Inversion(chain, found)
+
+
+def levels(options: Options) -> list[int]:
+    """Time steps from noise to clean, the last one -1."""
+    return (schedule.ddim_times(options.steps) - 1).tolist()
+
+
+def _step(
+    backbone: Backbone, latents: Tensor, time: int, after: int, embedding: Tensor, features: Tensor, guidance: float
+) -> Tensor:
+    """One guided DDIM step from ``time`` to ``after``."""
+    n = len(latents)
+    both = torch.cat([embedding.expand(n, -1, -1), backbone.null.expand(n, -1, -1)])
+    answer, null = backbone.predict(torch.cat([latents] * 2), time, both, torch.cat([features] * 2)).chunk(2)
+    return backbone.mix(*backbone.split(latents, null + guidance * (answer - null), time), after)
+
+
+@torch.no_grad()
+def pose_aware(backbone: Backbone, inversion: Inversion, features: Tensor, options: Options) -> list[Tensor]:
+    """An embedding for every frame and step, ``(f, l, d)`` each: Algorithm 1, lines 3 to 9.
+
+    A frame is drawn under its own pose from the source's noise, and at each step the embedding takes one gradient step
+    to where the source was. As in the algorithm the frame goes on from what it was before that step.
+    """
+    frames = len(features)
+    embeddings = [each.expand(frames, -1, -1) for each in inversion.embeddings]
+    if not options.pacm:
+        return embeddings
+    at, found = inversion.latents[-1].expand(frames, -1, -1, -1), []
+    for number, (time, after) in enumerate(tqdm([*pairwise(levels(options))], "pose-aware embeddings", leave=False)):
+        wanted, tuned = inversion.latents[-2 - number], embeddings[number].clone().requires_grad_()
+        with torch.enable_grad():
+            made = _step(backbone, at, time, after, tuned, features, options.guidance)
+            loss = (made - wanted).square().mean((1, 2, 3)).sum()  # frames do not share anything
+            (slope,) = torch.autograd.grad(loss, [tuned])
+        length = slope.flatten(1).norm(dim=1)[:, None, None].clamp(min=1e-12)
+        reach = tuned.detach().flatten(1).norm(dim=1)[:, None, None]
+        found.append(tuned.detach() - options.frame_rate * reach * slope / length)
+        at = made.detach()
+    return found
+
+
+@torch.no_grad()
+def animate(
+    backbone: Backbone,
+    picture: np.ndarray,
+    source: np.ndarray,
+    poses: np.ndarray,
+    embedding: Tensor,
+    options: Options | None = None,
+    mask: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Animate one picture.
+
+    Args:
+        picture: uint8 ``(h, w, 3)``. source: its own pose as a condition picture like it. poses: the frames',
+            uint8 ``(f, h, w, 3)``. embedding: of the prompt, ``(1, l, d)``. mask: where the character is in the
+            picture, bool ``(h, w)``; None: as cross-attention sees it.
+
+    Returns:
+        Frames uint8 ``(f, h, w, 3)``, and the masks that cross-attention gave them, bool at the latents' size
+        ``(f, h', w')``; None without MGDM.
+
+    Raises:
+        ValueError: pictures of another type or size.
+    """
+    options = options or Options()
+    for name, given, dims in (("picture", picture, 3), ("source", source, 3), ("poses", poses, 4)):
+        if given.dtype != np.uint8 or given.ndim != dims or given.shape[-3:] != picture.shape:
+            expected = f"uint8 pictures of one size, {'(h, w, 3)' if dims == 3 else '(f, h, w, 3)'}"
+            raise ValueError(f"{name}: got {given.dtype} {given.shape}, expected {expected}")
+    own, features = backbone.features(source[None]), backbone.features(poses)
+    inversion = invert(backbone, picture, own, embedding, options)
+    frames = pose_aware(backbone, inversion, features, options)
+    features = torch.cat([own, features])
+    latents = inversion.latents[-1].expand(len(features), -1, -1, -1)
+    size, look = latents.shape[-2:], Look(options.weights if options.dcam else None, groups=2)
+    given = None if mask is None else resized(torch.from_numpy(mask)[None], size[0] * size[1]).reshape(1, *size)
+    with backbone.looking(look):
+        for number, (time, after) in enumerate(tqdm([*pairwise(levels(options))], "frames", leave=False)):
+            if options.mgdm and look.maps:  # from the steps before this one
+                look.masks = seen_masks(look.maps, size)
+                if given is not None:
+                    look.masks[:1] = given
+            each = torch.cat([inversion.embeddings[number], frames[number]])
+            latents = _step(backbone, latents, time, after, each, features, options.guidance)
+    seen = look.masks[1:].bool().cpu().numpy() if look.masks is not None else None
+    return backbone.decode(latents[1:]), seen
+
+
+def transition(source: Tensor, targets: Tensor, between: int = 4) -> Tensor:
+    """PATA: target poses moved and scaled to where the character stands, and ``between`` poses on the way to them.
+
+    One similarity for the whole sequence makes the neck of its first pose the source's, and its trunk as long. The
+    frames between are interpolated point by point.
+
+    Args:
+        source: points of the picture, ``(18, 3)``: x, y, confidence. targets: ``(f, 18, 3)``.
+
+    Returns:
+        ``(between + f, 18, 3)``. A point that one end doesn't see is not seen on the way.
+
+    Raises:
+        ValueError: neck or hips are not seen in the source or the first target, or ``between`` is negative.
+    """
+    if between < 0:
+        raise ValueError(f"between: got {between}, expected 0 or more")
+    neck, hips = pose.POINTS.index("neck"), [pose.POINTS.index(name) for name in ("Rhip", "Lhip")]
+    for name, points in {"source": source, "first target": targets[0]}.items():
+        if (points[[neck, *hips], 2] < pose.CONFIDENT).any():
+            raise ValueError(f"{name}: got no neck or hips, expected the trunk to be seen: choose another picture")
+    long = [(points[hips, :2].mean(0) - points[neck, :2]).norm() for points in (source, targets[0])]
+    moved = targets.clone()
+    moved[..., :2] = source[neck, :2] + (targets[..., :2] - targets[0, neck, :2]) * long[0] / long[1].clamp(min=1e-6)
+    share = torch.arange(1, between + 1)[:, None, None] / (between + 1)
+    way = torch.lerp(source.expand(between, -1, -1), moved[:1].expand(between, -1, -1), share.to(source.dtype))
+    way[..., 2] = torch.minimum(source[:, 2], moved[0, :, 2])
+    return torch.cat([way, moved])
