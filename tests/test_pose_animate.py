@@ -218,6 +218,28 @@ def test_a_mask_of_the_picture_takes_the_place_of_what_is_seen(small):
     assert (pa.animate(small, *given, mask=mask)[0] != pa.animate(small, *given, mask=~mask)[0]).any()
 
 
+def test_masks_are_carried_from_the_picture_by_attention(small):
+    """Every place of a frame has the share of its attention to the source that falls on the character there."""
+    q, k, v = (normal(4, 2, 12, 5, seed=s) for s in range(3))
+    mask = torch.zeros(1, 4, 3)
+    mask[:, 1:3] = 1
+    look = pa.Look((0.7, 0.2, 0.1), groups=2, source=mask)
+    look.attention(q, k, v)
+    Q, K = (x.double().numpy() for x in (q, k))
+    expected = [softmax(Q[i] @ K[0].transpose(0, 2, 1) / 5**0.5) @ mask.flatten().double().numpy() for i in (0, 1)]
+    np.testing.assert_allclose(look.carried[0], np.mean(expected, 1), atol=1e-6)
+
+    picture, source, *poses = micro.pictures(4)
+    given = picture, source, np.stack(poses), small.prompt(picture)
+    options, whole = replace(QUICK, carried=True), np.ones((32, 24), bool)
+    assert (
+        pa.animate(small, *given, options, whole)[1].all() and not pa.animate(small, *given, options, ~whole)[1].any()
+    )
+    for missing in ((options, None), (replace(options, dcam=False), whole)):
+        with pytest.raises(ValueError, match="carried: got no"):
+            pa.animate(small, *given, *missing)
+
+
 def test_poses_come_from_the_source_and_stand_where_it_stands():
     source, targets = normal(18, 3).abs() + 0.5, normal(5, 18, 3, seed=1).abs() + 0.5
     targets[2, 7, 2] = 0.0

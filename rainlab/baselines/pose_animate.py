@@ -48,6 +48,7 @@ class Options:
     pacm: bool = True
     dcam: bool = True
     mgdm: bool = True
+    carried: bool = False  # masks are carried from the picture's by what DCAM attends to, not seen by cross-attention
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.inner < 1:
@@ -61,20 +62,27 @@ class Look:
     """What attention layers are told in a pass over ``f`` frames (frame 0 is the source), ``groups`` times over.
 
     ``masks`` ``(f, h, w)`` at the latents' size, 1 is the character; None: not apart. ``maps`` collects what cross-
-    attention says, ``(f, n)`` from each layer, of the first of the groups.
+    attention says, ``(f, n)`` from each layer, of the first of the groups; and ``carried`` what part of each place's
+    attention to the source falls on ``source``, its mask ``(1, h, w)``, likewise.
     """
 
     weights: tuple[float, float, float] | None = None  # None: every frame attends to itself
     groups: int = 1
     masks: Tensor | None = None
+    source: Tensor | None = None
     maps: list[Tensor] = field(default_factory=list)
+    carried: list[Tensor] = field(default_factory=list)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Self-attention ``(groups·f, heads, n, d)`` of an up block."""
         if self.weights is None:
             return attend(q, k, v, None)
         masks = None if self.masks is None else resized(self.masks, q.shape[2])
-        parts = zip(*(x.chunk(self.groups) for x in (q, k, v)), strict=True)
+        parts = [*zip(*(x.chunk(self.groups) for x in (q, k, v)), strict=True)]
+        if self.source is not None:
+            (q, k, _), there = parts[0], resized(self.source, q.shape[2])[:, None, :, None].to(q.dtype)
+            share = attend(q, k[:1].expand_as(q), there.expand(*q.shape[:-1], 1), None)
+            self.carried.append(share[..., 0].mean(1).detach())
         return torch.cat([dual_consistency(*part, self.weights, masks) for part in parts])
 
     def saw(self, q: Tensor, k: Tensor, tokens: slice | None) -> None:
@@ -145,18 +153,23 @@ def resized(masks: Tensor, count: int) -> Tensor:
     return (F.avg_pool2d(masks[None].float(), factor)[0] >= 0.5).float().reshape(f, count)
 
 
-def seen_masks(maps: list[Tensor], size: tuple[int, int], threshold: float = THRESHOLD) -> Tensor:
-    """Where the character is, ``(f, h, w)`` of 0 and 1, by the mean of cross-attention maps of layers and steps.
-
-    Prompt-to-prompt's way: maps are brought to one size, averaged, and cut at a share of the way from their least
-    to their greatest value.
-    """
+def average(maps: list[Tensor], size: tuple[int, int]) -> Tensor:
+    """The mean of maps ``(f, n)`` of layers of different sizes, ``(f, h, w)``."""
     height, width = size
     total = torch.zeros(len(maps[0]), height, width, device=maps[0].device)
     for one in maps:
         factor = round((height * width / one.shape[1]) ** 0.5)
         small = one.reshape(len(one), 1, height // factor, width // factor).float()
         total += F.interpolate(small, size=size, mode="bilinear", align_corners=False)[:, 0]
+    return total / len(maps)
+
+
+def seen_masks(maps: list[Tensor], size: tuple[int, int], threshold: float = THRESHOLD) -> Tensor:
+    """Where the character is, ``(f, h, w)`` of 0 and 1, by the mean of cross-attention maps of layers and steps.
+
+    Prompt-to-prompt's way: cut at a share of the way from the least to the greatest value.
+    """
+    total = average(maps, size)
     low, high = (bound(total.flatten(1), 1).values[:, None, None] for bound in (torch.min, torch.max))
     return ((total - low) >= threshold * (high - low).clamp(min=1e-12)).float()
 
@@ -255,28 +268,37 @@ def animate(
             picture, bool ``(h, w)``; None: as cross-attention sees it.
 
     Returns:
-        Frames uint8 ``(f, h, w, 3)``, and the masks that cross-attention gave them, bool at the latents' size
-        ``(f, h', w')``; None without MGDM.
+        Frames uint8 ``(f, h, w, 3)``; and the masks that attention gave them, bool at the latents' size
+        ``(f, h', w')``, None without MGDM.
 
     Raises:
-        ValueError: pictures of another type or size.
+        ValueError: pictures of another type or size, or masks are to be carried and there is none, or no DCAM.
     """
     options = options or Options()
     for name, given, dims in (("picture", picture, 3), ("source", source, 3), ("poses", poses, 4)):
         if given.dtype != np.uint8 or given.ndim != dims or given.shape[-3:] != picture.shape:
             expected = f"uint8 pictures of one size, {'(h, w, 3)' if dims == 3 else '(f, h, w, 3)'}"
             raise ValueError(f"{name}: got {given.dtype} {given.shape}, expected {expected}")
+    if options.mgdm and options.carried and (mask is None or not options.dcam):
+        raise ValueError(
+            "carried: got no mask of the picture, or no dcam, expected both: masks come from one by the other"
+        )
     own, features = backbone.features(source[None]), backbone.features(poses)
     inversion = invert(backbone, picture, own, embedding, options)
     frames = pose_aware(backbone, inversion, features, options)
     features = torch.cat([own, features])
     latents = inversion.latents[-1].expand(len(features), -1, -1, -1)
     size, look = latents.shape[-2:], Look(options.weights if options.dcam else None, groups=2)
-    given = None if mask is None else resized(torch.from_numpy(mask)[None], size[0] * size[1]).reshape(1, *size)
+    given = None
+    if mask is not None:
+        given = resized(torch.from_numpy(mask)[None].to(latents.device), size[0] * size[1]).reshape(1, *size)
+    if options.mgdm and options.carried:
+        look.source = given
     with backbone.looking(look):
         for number, (time, after) in enumerate(tqdm([*pairwise(levels(options))], "frames", leave=False)):
             if options.mgdm and look.maps:  # from the steps before this one
-                look.masks = seen_masks(look.maps, size)
+                carried = options.carried
+                look.masks = (average(look.carried, size) >= 0.5).float() if carried else seen_masks(look.maps, size)
                 if given is not None:
                     look.masks[:1] = given
             each = torch.cat([inversion.embeddings[number], frames[number]])
