@@ -239,7 +239,7 @@ def final(preset: Preset) -> set[str]:
     found += [run for several in ablations.again(preset).values() for run in several]
     if grid := runs.existing(ablations.grid, preset):
         found += [runs.get(id) for id in grid.inputs.values() if id.startswith("evaluate-")]
-    if all(runs.existing(evaluate.measure, preset, method) for method in evaluate.SLOW):
+    if all(runs.existing(evaluate.measure, preset, method) for pair in evaluate.CENTRAL for method in pair):
         found.append(evaluate.compare(preset, pairs=evaluate.CENTRAL))
     for change in evaluate.ABLATIONS.values():
         variant = override(preset, change)

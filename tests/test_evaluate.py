@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from rainlab import runs
 from rainlab.baselines import animate_anyone
 from rainlab.config import override
+from rainlab.data import dataset
 from rainlab.data.clips import StudioClips
 from rainlab.measure import evaluate, metrics, v_loss
 from rainlab.method import sampling
@@ -219,6 +220,20 @@ def test_a_method_is_recorded_once_and_read_again(compared, held, monkeypatch):
     assert np.array_equal(evaluate.kept(CONFIG, "rain", held), frames)
     assert evaluate.measure(CONFIG, "rain", record=True).id == run.id
     assert evaluate.compare(CONFIG, record=True).metrics() == evaluate.compare(CONFIG).metrics() == compared.metrics()
+
+
+def test_pose_animate_is_told_the_reference_s_pose_and_mask(weights, held, monkeypatch):
+    monkeypatch.setattr(evaluate.animate_anyone, "STEPS", 2)
+    monkeypatch.setattr(evaluate, "ZERO_SHOT_INNER", 1)
+    first = np.stack([clip.condition[0] for clip in dataset.clips_of(CONFIG.data, "test")])
+    assert np.array_equal(held.source, first) and held.silhouette.shape == held.reference.shape[:3]
+    made = evaluate.generate(CONFIG, "pose_animate", held)
+    assert made.shape == held.frames.shape and made.dtype == np.uint8
+    for change in ({"source": 255 - held.source}, {"silhouette": ~held.silhouette}, {"silhouette": None}):
+        assert (evaluate.generate(CONFIG, "pose_animate", replace(held, **change)) != made).any(), change
+    still = evaluate.frozen(held, 1)
+    assert len(still.reference) == len(still.silhouette) == 1 and still.condition.shape[1] == held.frames.shape[1]
+    assert np.array_equal(still.condition[0], np.repeat(held.condition[0, :1], held.frames.shape[1], axis=0))
 
 
 def test_frames_that_were_not_kept_are_made(compared, held):

@@ -32,6 +32,7 @@ from rainlab.data import pose
 from rainlab.method import schedule
 from rainlab.method.unet import attend
 
+AT_ONCE = 16  # frames whose embeddings are optimised together: what fits in memory
 THRESHOLD = 0.3  # of a cross-attention map, as a share of its maximum: prompt-to-prompt's
 
 
@@ -232,6 +233,9 @@ def pose_aware(backbone: Backbone, inversion: Inversion, features: Tensor, optio
     A frame is drawn under its own pose from the source's noise, and at each step the embedding takes one gradient step
     to where the source was. As in the algorithm the frame goes on from what it was before that step.
     """
+    if len(features) > (most := AT_ONCE):  # frames do not share anything
+        parts = (pose_aware(backbone, inversion, part, options) for part in features.split(most))
+        return [torch.cat(each) for each in zip(*parts, strict=True)]
     frames = len(features)
     embeddings = [each.expand(frames, -1, -1) for each in inversion.embeddings]
     if not options.pacm:

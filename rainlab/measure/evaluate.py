@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from tqdm import tqdm
 
 from rainlab import runs
-from rainlab.baselines import animate_anyone
+from rainlab.baselines import animate_anyone, image_models, pose_animate
 from rainlab.baselines.live2diff import Live2Diff
 from rainlab.baselines.stream_diffusion import StreamDiffusion
 from rainlab.config import Preset, identity, override
@@ -52,6 +52,7 @@ OTHERS = {
 SLOW = {
     "ddim": f"RAIN before distillation, {animate_anyone.STEPS} DDIM steps, guided",
     "animate_anyone": f"AnimateAnyone, {animate_anyone.STEPS} DDIM steps, guided",
+    "pose_animate": f"PoseAnimate, {animate_anyone.STEPS} DDIM steps, guided, no reference network",
 }
 """What distillation and streaming are compared with (Table 1); both take twice as many calls as steps, for guidance."""
 STAGE = {
@@ -59,6 +60,7 @@ STAGE = {
     "undistilled": "stage2",
     "ddim": "stage2",
     "animate_anyone": "stage2",
+    "pose_animate": "stage1",
     "flat": "distill2d",
     "stream_diffusion": "distill2d",
     "stream_diffusion_look": "distill2d",
@@ -75,6 +77,7 @@ ABLATIONS = {
 LONGER = {"distill3d.steps": 1_200, "distill3d.learning_rate": 1e-4}
 """A 3D distillation of `small` four times as long, at three times the rate (notebook `22_distill`)."""
 FRAMES = "frames.npy"  # what a method made, in the folder of its run
+ZERO_SHOT_INNER = 5  # optimisation steps a time step of PoseAnimate's inversion
 STANDING_STILL = ("undistilled", "flat", "rain")  # methods whose flicker is measured, by a frozen pose,
 STILL = 16  # in that many clips: it differs little from clip to clip
 COMMON = (64, 48)  # the size at which presets compare,
@@ -84,7 +87,8 @@ REDUCED = ("psnr", "ssim", "psnr_fg", "ssim_fg")  # in these measures
 @dataclass(frozen=True)
 class HeldOut:
     """Test clips as arrays: reference uint8 ``(b, h, w, 3)``, the driven frames and their condition uint8
-    ``(b, f, h, w, 3)``; where they are known mask bool ``(b, f, h, w)``, flow ``(b, f-1, h, w, 2)`` and visible."""
+    ``(b, f, h, w, 3)``; where they are known mask bool ``(b, f, h, w)``, flow ``(b, f-1, h, w, 2)`` and visible; and
+    of the reference its own condition ``source`` and mask ``silhouette``."""
 
     reference: np.ndarray
     frames: np.ndarray
@@ -92,6 +96,8 @@ class HeldOut:
     mask: np.ndarray | None
     flow: np.ndarray | None = None
     visible: np.ndarray | None = None
+    source: np.ndarray | None = None
+    silhouette: np.ndarray | None = None
 
 
 def held_out(preset: Preset, clips: int | None = None) -> HeldOut:
@@ -101,6 +107,9 @@ def held_out(preset: Preset, clips: int | None = None) -> HeldOut:
     names = ("frames", "condition", "mask", "flow", "visible")
     there = [name for name in names if getattr(chosen[0], name) is not None]
     driven = {name: np.stack([getattr(clip, name)[gap:] for clip in chosen]) for name in there}
+    driven["source"] = np.stack([clip.condition[0] for clip in chosen])
+    if "mask" in there:
+        driven["silhouette"] = np.stack([clip.mask[0] for clip in chosen])
     return HeldOut(np.stack([clip.frames[0] for clip in chosen]), **{"mask": None} | driven)
 
 
@@ -120,6 +129,8 @@ def generate(preset: Preset, method: str, held: HeldOut, model: RAIN | None = No
             signed = (to_signed(torch.from_numpy(clip).to(place)) for clip in held.frames)
             made = (to_uint8(model.autoencoder.decode(model.autoencoder.encode(x))) for x in signed)
             return np.stack([pictures.cpu().numpy() for pictures in made])
+    if method == "pose_animate":
+        return _zero_shot(preset, model, held)
     reference = np.roll(held.reference, -1, axis=0) if method == "wrong" else held.reference
     return _streamed(preset, method, model, reference, held.condition)
 
@@ -157,6 +168,20 @@ def _streamed(preset: Preset, method: str, model: RAIN, reference: np.ndarray, c
     return np.array(films)
 
 
+def _zero_shot(preset: Preset, model: RAIN, held: HeldOut) -> np.ndarray:
+    """Clips by PoseAnimate. Its masks are carried from the reference's, where that is known."""
+    small, films = image_models.Small(model), []
+    known = held.silhouette is not None
+    options = pose_animate.Options(
+        animate_anyone.STEPS, preset.stream.guidance, ZERO_SHOT_INNER, mgdm=known, carried=known
+    )
+    for i in tqdm(range(len(held.reference)), "clips", leave=False):
+        picture, mask = held.reference[i], held.silhouette[i] if known else None
+        given = picture, held.source[i], held.condition[i], small.prompt(picture), options, mask
+        films.append(pose_animate.animate(small, *given)[0])
+    return np.stack(films)
+
+
 class Bf16Products(TorchDispatchMode):
     """Products of bf16 tensors are summed in fp32 and rounded: what units for bf16 do, on processors without them.
 
@@ -181,6 +206,14 @@ def stream_options(preset: Preset, model: RAIN) -> dict:
     """A preset's options of :class:`rainlab.Stream` for ``model``, whatever preset that one was trained with."""
     options = asdict(preset.stream)
     return options if model.denoising_unet.cfg.guidance_dim else options | {"guidance": None}
+
+
+def frozen(held: HeldOut, clips: int = STILL) -> HeldOut:
+    """The first clips, driven by their first condition for as many frames; for flicker."""
+    first = {field.name: getattr(held, field.name) for field in fields(held)}
+    cut = {name: x if x is None else x[:clips] for name, x in first.items()}
+    condition = np.repeat(cut["condition"][:, :1], held.frames.shape[1], axis=1)
+    return HeldOut(**cut | {"condition": condition})
 
 
 def check_method(method: str) -> None:
@@ -259,8 +292,7 @@ def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
     if held.frames.shape[1] > 1:
         values["true_motion"] = metrics.flicker(held.frames)
     if method in (*STANDING_STILL, *OTHERS, *SLOW):
-        frozen = np.repeat(held.condition[:STILL, :1], held.frames.shape[1], axis=1)
-        still = _streamed(preset, method, model, held.reference[:STILL], frozen)
+        still = generate(preset, method, frozen(held), model)
         size = preset.stream.group_size
         values["flicker"] = metrics.flicker(still)
         if size > 1:
