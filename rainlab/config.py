@@ -112,6 +112,7 @@ class ModelConfig:
     guider_widths: tuple[int, ...] = (16, 32, 96, 256)
     context: str = "clip"
     context_path: str = ""  # folder of the CLIP vision tower, when context is "clip"
+    design: str = added("reference")  # how the reference is shown (rainlab.method.designs)
     unet_path: str = added("")  # published weights that stage 1 starts from (:func:`rainlab.method.pretrained.start`)
     motion_path: str = added("")  # and stage 2's motion modules
 

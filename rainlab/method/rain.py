@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rainlab.config import Preset
-from rainlab.method import embeddings, vae
-from rainlab.method.context import build_context
+from rainlab.method import designs, embeddings, vae
 from rainlab.method.guider import PoseGuider
 from rainlab.method.unet import UNet
 
@@ -43,14 +42,14 @@ class RAIN(nn.Module):
         """
         cfg, autoencoder = preset.model, vae.build(preset.autoencoder)
         channels = autoencoder.latent_channels
-        denoiser = UNet(cfg.unet(channels, motion=motion, guidance=guidance))
+        denoiser = designs.denoiser(cfg, channels, motion=motion, guidance=guidance)
         if guidance:
             start_guidance(denoiser, preset.loss.embedding_scale)
         return cls(
-            UNet(cfg.unet(channels, out=False)),
+            designs.reference(cfg, channels),
             denoiser,
             PoseGuider(cfg.channels[0], cfg.guider_widths),
-            build_context(cfg),
+            designs.context(cfg),
             autoencoder,
             preset,
         )

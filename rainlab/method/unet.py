@@ -136,7 +136,7 @@ class SpatialTransformer(nn.Module):
             cond.bank.setdefault(self.name, h)  # a checkpoint's second pass leaves the first one's
             if self.last:  # nothing after this tap reaches the bank
                 return x
-        reference = cond.reference[self.name] if cond.reference is not None else None
+        reference = cond.reference.get(self.name) if cond.reference is not None else None
         y = block(y, h, cond, reference)
         return x + rearrange(pointwise(self.proj_out, y), "b (h w) c -> b c h w", h=height)
 
@@ -392,25 +392,32 @@ class UNet(nn.Module):
         sample = timestep_embedding(timesteps, self.cfg.channels[0]).to(self.conv_in.weight.dtype)
         return self.time_embedding(sample, guidance)
 
-    def _backbone(self, x: Tensor, pose: Tensor | None, cond: Condition) -> Tensor:
+    def _backbone(self, x: Tensor, pose: Tensor | None, cond: Condition, more: list[Tensor] | None = None) -> Tensor:
+        """``more``: what is added to the skips, first to last, and to the middle (a ControlNet's)."""
         x = self.conv_in(x)
         if pose is not None:
             x = x + pose  # before the first skip is stored, as published
-        skips = [x]
-        for level in self.down_blocks:
-            for j in range(2):
-                x = self._layer(level, j, x, cond)
-                skips.append(x)
-            for down in level.downsamplers:
-                x = down(x)
-                skips.append(x)
-        x = self.mid_block(x, cond)
+        skips = self._encode(x, self.down_blocks, cond)
+        x = self.mid_block(skips[-1], cond)
+        if more:
+            x = x + more.pop()
+            skips = [own + other for own, other in zip(skips, more, strict=True)]
         for level in self.up_blocks:
             for j in range(3):
                 x = self._layer(level, j, torch.cat([x, skips.pop()], dim=1), cond)
             for up in level.upsamplers:
                 x = up(x, skips[-1].shape[-2:])
         return x
+
+    def _encode(self, x: Tensor, levels: nn.ModuleList, cond: Condition) -> list[Tensor]:
+        """``x`` and all that comes of it on the way down."""
+        skips = [x]
+        for level in levels:
+            for j in range(2):
+                skips.append(self._layer(level, j, skips[-1], cond))
+            for down in level.downsamplers:
+                skips.append(down(skips[-1]))
+        return skips
 
     def _layer(self, level: Level, j: int, x: Tensor, cond: Condition) -> Tensor:
         if self.checkpointing and torch.is_grad_enabled():

@@ -30,7 +30,8 @@ def trainable(model: RAIN, stage: str) -> list[str]:
         return [n for n in names if n.startswith("denoising_unet.") and ".motion_modules." in n]
     if stage in ("distill2d", "distill3d"):
         return [n for n in names if n.startswith("denoising_unet.")]
-    dead = {f"reference_unet.{n}" for n in dead_parameters(model.reference_unet)}
+    reads = isinstance(model.reference_unet, UNet)  # else another design has something in its place
+    dead = {f"reference_unet.{n}" for n in dead_parameters(model.reference_unet)} if reads else set()
     kept = ["reference_unet.", "denoising_unet.", "pose_guider."]
     if isinstance(model.context_encoder, SmallContext):  # a CLIP tower stays as it is
         kept.append("context_encoder.")

@@ -1,0 +1,96 @@
+"""How the reference is shown to the network: AnimateAnyone's Table 3 at equal compute.
+
+Image encoder alone, ControlNet, both, or reference network (:mod:`rainlab.method.designs`): each is trained through
+stage 1 as often as there are seeds, for as many steps as the same arithmetic pays for, and its images are drawn by
+guided DDIM, each frame for itself, so that nothing but the design tells them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from tqdm.auto import tqdm
+
+from rainlab import runs
+from rainlab.config import Preset, override
+from rainlab.measure import ablations, count, evaluate, features, metrics
+from rainlab.method import sampling
+from rainlab.method.designs import DESIGNS
+from rainlab.training import stages
+
+VERSION = 1
+PROTOCOL = "designs-1"
+SEEDS = (0, 1, 2)
+CLIPS, EVERY = 16, 4  # the first held-out clips, and of each every such frame
+STEPS = 20  # of DDIM
+TOGETHER = 4  # clips in one batch
+MEASURES = ("psnr", "ssim", "psnr_fg", "sharpness_error", "id_studio", "lpips_studio")
+
+
+def variant(preset: Preset, design: str, seed: int = 0) -> Preset:
+    """The preset of a training; the reference network with seed 0 is the preset's own."""
+    changed = override(preset, {"model.design": design, "stage1.seed": preset.stage1.seed + seed})
+    if design == "reference":
+        return changed
+    arithmetic = [count.count(each, "stage1").flops for each in (preset, changed)]
+    return override(changed, {"stage1.steps": round(preset.stage1.steps * arithmetic[0] / arithmetic[1])})
+
+
+def compare(preset: Preset, seeds: Sequence[int] = SEEDS, record: bool = False) -> runs.Run:
+    """The run that compares the designs.
+
+    Recording trains what is missing; ``record`` as in :func:`rainlab.measure.evaluate.measure`. Metrics MEASURES, label
+    ``design``: mean over seeds and clips with the 95 % interval of both drawn anew (label ``seed``: "all"), and of each
+    training; ``steps``; and ``<metric>_change`` against the reference network, seed with seed and clip with clip.
+    """
+    chosen = {(design, seed): variant(preset, design, seed) for design in DESIGNS for seed in seeds}
+    config = {"preset": preset.name, "seeds": list(seeds), "clips": CLIPS, "every": EVERY, "steps": STEPS}
+    config["guidance"] = preset.stream.guidance
+    inputs = {f"{design}, seed {seed}": stages.run_id(each, "stage1") for (design, seed), each in chosen.items()}
+    inputs["features"] = runs.run_id("features", features.CONFIG, features.VERSION)
+    if not record:
+        return runs.recorded(runs.run_id("designs", config, VERSION, inputs), preset.name)
+    run = runs.open_run("designs", config, VERSION, inputs)
+    with run.lock():
+        if run.finished:
+            return run
+        values = {}
+        for which, each in tqdm(chosen.items(), "designs"):
+            stages.finished(each, "stage1", evaluate.device())
+            values[which] = _values(each)
+        for design in DESIGNS:
+            run.record("steps", chosen[design, seeds[0]].stage1.steps, design=design)
+            for name in values[design, seeds[0]]:
+                both = design, "reference"
+                table, base = (np.array([values[which, seed][name] for seed in seeds]) for which in both)
+                run.record(name, *ablations.over_seeds(table), PROTOCOL, design=design, seed="all")
+                for seed, clips in zip(seeds, table, strict=True):
+                    run.record(name, clips.mean(), n=len(clips), protocol=PROTOCOL, design=design, seed=seed)
+                if design != "reference":
+                    run.record(f"{name}_change", *ablations.over_seeds(table - base), PROTOCOL, design=design)
+        return run.finish()
+
+
+def images(preset: Preset, held: evaluate.HeldOut) -> np.ndarray:
+    """Frames of a training, each drawn for itself by guided DDIM, uint8 like ``held.frames``."""
+    model, parts = stages.trained(preset, "stage1", evaluate.device()), range(0, len(held.reference), TOGETHER)
+    given = ((x[i : i + TOGETHER] for x in (held.reference, held.condition)) for i in parts)
+    return np.concatenate([sampling.sample(model, *each, STEPS, preset.stream.guidance) for each in given])
+
+
+def some(preset: Preset) -> evaluate.HeldOut:
+    """The held-out frames that are drawn."""
+    held = evaluate.held_out(preset, CLIPS)
+    return evaluate.HeldOut(held.reference, *(x[:, ::EVERY] for x in (held.frames, held.condition, held.mask)))
+
+
+def _values(preset: Preset) -> dict[str, np.ndarray]:
+    """Per clip."""
+    held = some(preset)
+    made = images(preset, held)
+    values = metrics.evaluate(made, held.frames, held.mask)
+    if features.fits(preset.data.size):
+        measures = {"id_studio": features.identity, "lpips_studio": features.perceptual}
+        values |= {name: of(made, held.frames) for name, of in measures.items()}
+    return {name: np.asarray(values[name]) for name in MEASURES if name in values}
