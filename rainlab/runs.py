@@ -183,6 +183,30 @@ def recorded(id: str, preset: str) -> Run:
         raise nothing_recorded(id, preset) from error
 
 
+def made(
+    make: Callable[[Run], Any],
+    record: bool,
+    preset: str | None,
+    name: str,
+    config: Any,
+    version: int,
+    inputs: dict[str, str] | None = None,
+) -> Run:
+    """The finished run of a measurement: what was recorded; with ``record`` made by ``make(run)`` unless that is done.
+
+    ``preset``: whose measurement it is, for the error where nothing is recorded (:func:`recorded`); None: of none.
+    """
+    if not record:
+        id = run_id(name, config, version, inputs)
+        return recorded(id, preset) if preset else get(id)
+    run = open_run(name, config, version, inputs)
+    with run.lock():
+        if not run.finished:
+            make(run)
+            run.finish()
+    return run
+
+
 def existing(make: Callable[..., Run], *given: Any) -> Run | None:
     """What ``make(*given)`` finds recorded, or None where it says that nothing is."""
     try:

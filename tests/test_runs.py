@@ -312,3 +312,30 @@ def test_a_published_copy_is_not_cleared_and_an_unfinished_run_not_published():
         runs.get(run.id).clear()
     with pytest.raises(ValueError, match="unfinished"):
         runs.publish(run)
+
+
+def test_a_measurement_is_made_once_and_read_again():
+    calls = []
+
+    def make(run):
+        calls.append(run.id)
+        run.record("psnr", 1.0)
+
+    given = "eval", {"seed": 0}, 1
+    with pytest.raises(FileNotFoundError, match="nothing recorded for .* of preset 'tiny'.*preset=tiny record=yes"):
+        runs.made(make, False, "tiny", *given)
+    with pytest.raises(FileNotFoundError, match="no finished run eval-"):
+        runs.made(make, False, None, *given)
+    run = runs.made(make, True, "tiny", *given)
+    assert run.finished and run.value("psnr")["value"] == 1.0
+    assert {runs.made(make, record, "tiny", *given).id for record in (True, False)} == {run.id} and calls == [run.id]
+    assert runs.made(make, True, None, *given, {"model": "x"}).id != run.id and len(calls) == 2
+
+
+def test_a_measurement_that_fails_is_made_again():
+    def fail(run):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        runs.made(fail, True, None, "eval", {}, 1)
+    assert runs.made(lambda run: run.record("psnr", 2.0), True, None, "eval", {}, 1).finished

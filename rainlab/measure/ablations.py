@@ -112,17 +112,14 @@ def grid(preset: Preset, seeds: Sequence[int] = SEEDS, record: bool = False) -> 
     training. ``<metric>_change``: against BASE, seed with seed and clip with clip.
     """
     config, inputs = describe(preset, seeds)
-    if not record:
-        return runs.recorded(runs.run_id("ablations", config, VERSION, inputs), preset.name)
-    run = runs.open_run("ablations", config, VERSION, inputs)
-    with run.lock():
-        if run.finished:
-            return run
+
+    def make(run: runs.Run) -> None:
         values = {}
         for label, seed, method in tqdm(_rows(seeds), "variants"):
             values[label, method, seed] = _values(variant(preset, label, seed), method)
         _record(run, values, seeds)
-        return run.finish()
+
+    return runs.made(make, record, preset.name, "ablations", config, VERSION, inputs)
 
 
 def again(preset: Preset, seeds: Sequence[int] = (0, 1, 2)) -> dict[str, list[runs.Run]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,14 +79,11 @@ def long_run(
               "studio": body.VERSION, "facing": data.facing, "frames": frames, "stretch": STRETCH,
               "character": character, "fed_back": fed_back}  # fmt: skip
     inputs = {"model": stages.run_id(preset, "distill3d")}
-    if not record:
-        return runs.recorded(runs.run_id("endless", config, VERSION, inputs), preset.name)
-    run = runs.open_run("endless", config, VERSION, inputs)
-    with run.lock():
-        return run if run.finished else _stream(run, preset, frames, character, fed_back)
+    make = partial(_stream, preset, frames, character, fed_back)
+    return runs.made(make, record, preset.name, "endless", config, VERSION, inputs)
 
 
-def _stream(run: runs.Run, preset: Preset, frames: int, character: int, fed_back: bool) -> runs.Run:
+def _stream(preset: Preset, frames: int, character: int, fed_back: bool, run: runs.Run) -> None:
     stream = Stream(stages.trained(preset, "distill3d", evaluate.device()))
     waiting, strip, memory = [], [], []  # waiting: truth of frames not out
     rows: dict[str, list[float]] = {name: [] for name in NAMES}
@@ -108,7 +106,6 @@ def _stream(run: runs.Run, preset: Preset, frames: int, character: int, fed_back
         run.record(f"{name}_drift", *drift(each), PROTOCOL)
     run.record("memory_drift", *drift(memory[len(memory) // 10 :]), PROTOCOL)
     np.save(run.path / "strip.npy", np.stack(strip))
-    return run.finish()
 
 
 def _compare(ours: np.ndarray, truth: np.ndarray, mask: np.ndarray, another: np.ndarray) -> dict[str, float]:

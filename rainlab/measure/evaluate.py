@@ -12,6 +12,7 @@ import json
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 
 import numpy as np
 import torch
@@ -264,11 +265,7 @@ def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
     stay in ``values.json``.
     """
     config, inputs = describe(preset, method)
-    if not record:
-        return runs.recorded(runs.run_id("evaluate", config, VERSION, inputs), preset.name)
-    run = runs.open_run("evaluate", config, VERSION, inputs)
-    with run.lock():
-        return run if run.finished else _measure(run, preset, method)
+    return runs.made(partial(_measure, preset, method), record, preset.name, "evaluate", config, VERSION, inputs)
 
 
 def kept(preset: Preset, method: str, held: HeldOut) -> np.ndarray:
@@ -280,7 +277,7 @@ def kept(preset: Preset, method: str, held: HeldOut) -> np.ndarray:
     return generate(preset, method, held)
 
 
-def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
+def _measure(preset: Preset, method: str, run: runs.Run) -> None:
     held = held_out(preset)
     model = None if method == "copy" else _trained(preset, method)
     frames = generate(preset, method, held, model)
@@ -317,7 +314,6 @@ def _measure(run: runs.Run, preset: Preset, method: str) -> runs.Run:
             run.record("fvd_studio", *distance, features.PROTOCOL, method=method)
     write_json(run.path / runs.VALUES, {name: value.tolist() for name, value in values.items()})
     np.save(run.path / FRAMES, frames)
-    return run.finish()
 
 
 Pairs = tuple[tuple[str, str], ...]
@@ -335,18 +331,16 @@ def compare(preset: Preset, record: bool = False, pairs: Pairs = PAIRS) -> runs.
     methods = METHODS if pairs is PAIRS else dict.fromkeys(method for pair in pairs for method in pair)
     inputs = {method: measure(preset, method, record).id for method in methods}
     config = {"preset": preset.name, "pairs": [list(pair) for pair in pairs]}
-    if not record:
-        return runs.recorded(runs.run_id("compare", config, VERSION, inputs), preset.name)
-    run = runs.open_run("compare", config, VERSION, inputs)
-    if not run.finished:
+
+    def make(run: runs.Run) -> None:
         files = {method: runs.get(id).path / runs.VALUES for method, id in inputs.items()}
         values = {method: json.loads(file.read_text("utf-8")) for method, file in files.items()}
         for a, b in pairs:
             for name in PAIRED:
                 if name in values[a] and name in values[b]:
                     run.record(name, *metrics.paired(values[a][name], values[b][name]), metrics.PROTOCOL, a=a, b=b)
-        run.finish()
-    return run
+
+    return runs.made(make, record, preset.name, "compare", config, VERSION, inputs)
 
 
 def ablations(preset: Preset, record: bool = False) -> dict[str, runs.Run]:

@@ -177,16 +177,13 @@ def record_curve(run: runs.Run, curve: list[float], every: int = 50) -> None:
 
 def trained(record: bool = False) -> runs.Run:
     """The run that trained the networks; with ``record`` it is made unless it is there."""
-    if not record:
-        return runs.get(runs.run_id("features", CONFIG, VERSION))
-    run = runs.open_run("features", CONFIG, VERSION)
-    with run.lock():
-        if not run.finished:
-            net, curve = train()
-            write_tensors(run.path / weights.NAME, net.state_dict())
-            record_curve(run, curve)
-            run.finish()
-    return run
+
+    def make(run: runs.Run) -> None:
+        net, curve = train()
+        write_tensors(run.path / weights.NAME, net.state_dict())
+        record_curve(run, curve)
+
+    return runs.made(make, record, None, "features", CONFIG, VERSION)
 
 
 @cache
@@ -259,24 +256,21 @@ def null(record: bool = False, counts: tuple[int, ...] = (64, 128, 256, 512, 102
     """
     config = {"counts": counts, "draws": draws, "characters": 32, "studio": body.VERSION}
     inputs = {"features": runs.run_id("features", CONFIG, VERSION)}
-    if not record:
-        return runs.get(runs.run_id("fvd_null", config, VERSION, inputs))
-    run = runs.open_run("fvd_null", config, VERSION, inputs)
-    with run.lock():
-        if not run.finished:
-            sets = [_motions(first, 32, max(counts)) for first in (0, 32)]
-            seen = {"truth": sets[0]} | {name: degraded(sets[0], name, strengths[0])
-                                         for name, (_, strengths) in DEGRADATIONS.items()}  # fmt: skip
-            looked = {name: windows(videos) for name, videos in seen.items()}
-            against, rng = windows(sets[1]), np.random.default_rng(0)
-            for count in counts:
-                picks = [rng.permutation(len(against))[:count] for _ in range(draws)]
-                for name, rows in looked.items():
-                    found = np.array([metrics.frechet(rows[pick], against[pick]) for pick in picks])
-                    low, high = np.quantile(found, [0.025, 0.975])
-                    run.record("fvd_studio", found.mean(), low, high, count, PROTOCOL, windows=count, what=name)
-            run.finish()
-    return run
+
+    def make(run: runs.Run) -> None:
+        sets = [_motions(first, 32, max(counts)) for first in (0, 32)]
+        seen = {"truth": sets[0]} | {name: degraded(sets[0], name, strengths[0])
+                                     for name, (_, strengths) in DEGRADATIONS.items()}  # fmt: skip
+        looked = {name: windows(videos) for name, videos in seen.items()}
+        against, rng = windows(sets[1]), np.random.default_rng(0)
+        for count in counts:
+            picks = [rng.permutation(len(against))[:count] for _ in range(draws)]
+            for name, rows in looked.items():
+                found = np.array([metrics.frechet(rows[pick], against[pick]) for pick in picks])
+                low, high = np.quantile(found, [0.025, 0.975])
+                run.record("fvd_studio", found.mean(), low, high, count, PROTOCOL, windows=count, what=name)
+
+    return runs.made(make, record, None, "fvd_null", config, VERSION, inputs)
 
 
 def _motions(first: int, characters: int, count: int) -> np.ndarray:

@@ -130,18 +130,15 @@ def compared(
     config = {method: about for method, (about, _) in described.items()}
     inputs = {method: id for method, (_, given) in described.items() for id in given.values()}
     inputs |= looked_through or {}
-    if not record:
-        return runs.recorded(runs.run_id(name, config, version, inputs), preset.name)
-    run = runs.open_run(name, config, version, inputs)
-    with run.lock():
-        if not run.finished:
-            held = evaluate.held_out(preset)
-            for method in COMPARED:
-                frames = evaluate.kept(preset, method, held)
-                for metric, estimate, protocol, labels in measures(frames, held.frames):
-                    run.record(metric, *estimate, protocol, method=method, **labels)
-            run.finish()
-    return run
+
+    def make(run: runs.Run) -> None:
+        held = evaluate.held_out(preset)
+        for method in COMPARED:
+            frames = evaluate.kept(preset, method, held)
+            for metric, estimate, protocol, labels in measures(frames, held.frames):
+                run.record(metric, *estimate, protocol, method=method, **labels)
+
+    return runs.made(make, record, preset.name, name, config, version, inputs)
 
 
 def _pair(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -110,34 +110,31 @@ def memory(preset: Preset, record: bool = False) -> runs.Run:
     config["stream"] = identity(preset.stream)
     trained = {label: ablations.variant(preset, label) for label in ablations.CURES}
     inputs |= {label: stages.run_id(variant, "distill3d") for label, variant in trained.items()}
-    if not record:
-        return runs.recorded(runs.run_id("memory", config, VERSION, inputs), preset.name)
-    run = runs.open_run("memory", config, VERSION, inputs)
-    with run.lock():
-        if not run.finished:
-            model, shown = stages.trained(preset, "distill3d", evaluate.device()), views(preset)
-            for strength in tqdm(STRENGTHS, "strengths"):
-                for frame, value in enumerate(trace(preset, model, strength)):
-                    run.record("disturbed", float(value), strength=strength, frame=frame)
-                for name, values in _measured(preset, model, shown["the reference"], strength):
-                    run.record(name, *metrics.bootstrap(values), metrics.PROTOCOL, strength=strength)
-            for start, values in beginning(preset, model).items():
-                for frame, each in enumerate(values.T):
-                    run.record("psnr_fg", *metrics.bootstrap(each), metrics.PROTOCOL, start=start, frame=frame)
-            several = {("shown", label): (preset, model, pictures) for label, pictures in shown.items()}
-            for label, variant in trained.items():
-                for stage in stages.WINDOWED:
-                    stages.finished(variant, stage)
-                model = stages.trained(variant, "distill3d", evaluate.device())
-                for frame, value in enumerate(trace(variant, model, 1.0)):
-                    run.record("disturbed", float(value), trained=label, frame=frame)
-                several["trained", label] = variant, model, shown["the reference"]
-            for (by, label), (variant, model, pictures) in tqdm(several.items(), "references and cures"):
-                for name, values in _measured(variant, model, pictures, 1.0):
-                    run.record(name, *metrics.bootstrap(values), metrics.PROTOCOL, **{by: label})
-                run.record("flops", _flops(variant, model, [x[0] for x in pictures]), **{by: label})
-            run.finish()
-    return run
+
+    def make(run: runs.Run) -> None:
+        model, shown = stages.trained(preset, "distill3d", evaluate.device()), views(preset)
+        for strength in tqdm(STRENGTHS, "strengths"):
+            for frame, value in enumerate(trace(preset, model, strength)):
+                run.record("disturbed", float(value), strength=strength, frame=frame)
+            for name, values in _measured(preset, model, shown["the reference"], strength):
+                run.record(name, *metrics.bootstrap(values), metrics.PROTOCOL, strength=strength)
+        for start, values in beginning(preset, model).items():
+            for frame, each in enumerate(values.T):
+                run.record("psnr_fg", *metrics.bootstrap(each), metrics.PROTOCOL, start=start, frame=frame)
+        several = {("shown", label): (preset, model, pictures) for label, pictures in shown.items()}
+        for label, variant in trained.items():
+            for stage in stages.WINDOWED:
+                stages.finished(variant, stage)
+            model = stages.trained(variant, "distill3d", evaluate.device())
+            for frame, value in enumerate(trace(variant, model, 1.0)):
+                run.record("disturbed", float(value), trained=label, frame=frame)
+            several["trained", label] = variant, model, shown["the reference"]
+        for (by, label), (variant, model, pictures) in tqdm(several.items(), "references and cures"):
+            for name, values in _measured(variant, model, pictures, 1.0):
+                run.record(name, *metrics.bootstrap(values), metrics.PROTOCOL, **{by: label})
+            run.record("flops", _flops(variant, model, [x[0] for x in pictures]), **{by: label})
+
+    return runs.made(make, record, preset.name, "memory", config, VERSION, inputs)
 
 
 def _measured(preset: Preset, model: RAIN, pictures: list, strength: float) -> Iterator[tuple[str, np.ndarray]]:

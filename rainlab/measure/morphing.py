@@ -75,10 +75,8 @@ def calibration(pairs: int = 64, frames: int = 48) -> runs.Run:
     config = {"pairs": pairs, "frames": frames, "fps": FPS} | VERSIONS
     with suppress(FileNotFoundError):
         return runs.get(runs.run_id("calibration", config, VERSION))
-    run = runs.open_run("calibration", config, VERSION)
-    with run.lock():
-        if run.finished:
-            return run
+
+    def make(run: runs.Run) -> None:
         errors: dict[tuple[str, str, str], list[float]] = {}
         jaw = landmarks.PARTS["jaw"]
         for number in range(pairs):
@@ -91,7 +89,8 @@ def calibration(pairs: int = 64, frames: int = 48) -> runs.Run:
                     errors.setdefault(("rest_error", way, part), []).append(far[0, members].mean())
         for (name, way, part), values in errors.items():
             run.record(name, *metrics.bootstrap(values), PROTOCOL, way=way, part=part)
-        return run.finish()
+
+    return runs.made(make, True, None, "calibration", config, VERSION)
 
 
 def with_gaps(preset: Preset) -> Preset:
@@ -124,12 +123,8 @@ def following(
               "pairs": pairs, "frames": frames, "fps": FPS} | VERSIONS  # fmt: skip
     seeing = runs.run_id("openings", openings.CONFIG, openings.VERSION)
     inputs = {"model": stages.Training(preset, stage, inputs_from).id, "openings": seeing}
-    if not record:
-        return runs.recorded(runs.run_id("following", config, VERSION, inputs), preset.name)
-    run = runs.open_run("following", config, VERSION, inputs)
-    with run.lock():
-        if run.finished:
-            return run
+
+    def make(run: runs.Run) -> None:
         model = stages.trained(preset, stage, evaluate.device(), inputs_from)
         told, films = driven(preset, range(pairs), frames, model)
         for way, film in films.items():
@@ -140,7 +135,8 @@ def following(
             columns = dict(zip(openings.NAMES, alike.T, strict=True)) | {"eyes": alike[:, :2].mean(1)}
             for part, values in columns.items():
                 run.record("opening_correlation", *metrics.bootstrap(values), PROTOCOL, driven=way, part=part)
-        return run.finish()
+
+    return runs.made(make, record, preset.name, "following", config, VERSION, inputs)
 
 
 def behind(preset: Preset) -> list[runs.Run]:
@@ -196,10 +192,8 @@ def talking_head(film: str | Path | None = None, fps: float = FPS) -> runs.Run:
         raise FileNotFoundError("nothing recorded of a talking head: give a film of a face, and install .[detect]")
     find = detect.face_landmarks(evaluate.device())
     config = {"detector": find.name, "fps": fps}
-    run = runs.open_run("talking_head", config, VERSION, {"film": digest(film)})
-    with run.lock():
-        if run.finished:
-            return run
+
+    def make(run: runs.Run) -> None:
         about, faces = video.probe(film), []
         moments = set((np.arange(int(about["frames"] * fps / about["fps"])) * about["fps"] / fps).round().astype(int))
         for number, picture in enumerate(tqdm(video.iter_video(film), "frames", about["frames"], leave=False)):
@@ -211,7 +205,8 @@ def talking_head(film: str | Path | None = None, fps: float = FPS) -> runs.Run:
         run.record("found", there.mean(), n=len(faces))
         kept = [face.round(4).tolist() if seen else None for face, seen in zip(faces, there, strict=True)]
         write_json(run.path / runs.VALUES, {"points": kept})
-        return run.finish()
+
+    return runs.made(make, True, None, "talking_head", config, VERSION, {"film": digest(film)})
 
 
 def points_of(run: runs.Run) -> np.ndarray:

@@ -92,12 +92,8 @@ def trained(record: bool = False, config: dict = CONFIG) -> runs.Run:
     Metrics, label ``part`` (NAMES), on test characters: ``opening_error``, mean distance from the truth in per cent of
     the picture's height; ``opening_spread``, what always saying the mean would err by; ``opening_correlation``.
     """
-    if not record:
-        return runs.get(runs.run_id("openings", config, VERSION))
-    run = runs.open_run("openings", config, VERSION)
-    with run.lock():
-        if run.finished:
-            return run
+
+    def make(run: runs.Run) -> None:
         net, curve = train(config)
         write_tensors(run.path / weights.NAME, net.state_dict())
         features.record_curve(run, curve)
@@ -111,7 +107,8 @@ def trained(record: bool = False, config: dict = CONFIG) -> runs.Run:
             )
             correlation = np.corrcoef(ours, theirs)[0, 1]
             run.record("opening_correlation", correlation, n=config["tests"], protocol=PROTOCOL, part=part)
-        return run.finish()
+
+    return runs.made(make, record, None, "openings", config, VERSION)
 
 
 @torch.no_grad()

@@ -49,12 +49,8 @@ def compare(preset: Preset, seeds: Sequence[int] = SEEDS, record: bool = False) 
     config["guidance"] = preset.stream.guidance
     inputs = {f"{design}, seed {seed}": stages.run_id(each, "stage1") for (design, seed), each in chosen.items()}
     inputs["features"] = runs.run_id("features", features.CONFIG, features.VERSION)
-    if not record:
-        return runs.recorded(runs.run_id("designs", config, VERSION, inputs), preset.name)
-    run = runs.open_run("designs", config, VERSION, inputs)
-    with run.lock():
-        if run.finished:
-            return run
+
+    def make(run: runs.Run) -> None:
         values = {}
         for which, each in tqdm(chosen.items(), "designs"):
             stages.finished(each, "stage1", evaluate.device())
@@ -69,7 +65,8 @@ def compare(preset: Preset, seeds: Sequence[int] = SEEDS, record: bool = False) 
                     run.record(name, clips.mean(), n=len(clips), protocol=PROTOCOL, design=design, seed=seed)
                 if design != "reference":
                     run.record(f"{name}_change", *ablations.over_seeds(table - base), PROTOCOL, design=design)
-        return run.finish()
+
+    return runs.made(make, record, preset.name, "designs", config, VERSION, inputs)
 
 
 def images(preset: Preset, held: evaluate.HeldOut) -> np.ndarray:

@@ -7,6 +7,7 @@ says the paper of its Figure 5 and measures nothing. Here every frame of a stree
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 
@@ -34,14 +35,10 @@ def cameras(preset: Preset, record: bool = False) -> runs.Run:
     :func:`rainlab.measure.evaluate.measure`.
     """
     config, inputs = evaluate.describe(preset, "rain")
-    if not record:
-        return runs.recorded(runs.run_id("cameras", config, VERSION, inputs), preset.name)
-    run = runs.open_run("cameras", config, VERSION, inputs)
-    with run.lock():
-        return run if run.finished else _cameras(run, preset)
+    return runs.made(partial(_cameras, preset), record, preset.name, "cameras", config, VERSION, inputs)
 
 
-def _cameras(run: runs.Run, preset: Preset) -> runs.Run:
+def _cameras(preset: Preset, run: runs.Run) -> None:
     held, moves = evaluate.held_out(preset), dataset.clips_of(preset.data, "test").cameras()
     if len(set(moves.tolist())) < 2:
         raise ValueError(f"got {len(moves)} test clips with one kind of camera, expected both; raise data.test_clips")
@@ -58,7 +55,6 @@ def _cameras(run: runs.Run, preset: Preset) -> runs.Run:
                 values = metrics.evaluate(*part)
                 for name in SECONDS:
                     run.record(name, *metrics.bootstrap(values[name]), metrics.PROTOCOL, **labels, second=number)
-    return run.finish()
 
 
 def behind(preset: Preset) -> list[runs.Run]:

@@ -97,12 +97,8 @@ def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
     stage = BESIDE.get(method, "stage1")
     inputs = {"model": stages.run_id(preset, stage)} if stage else {}
     inputs["features"] = runs.run_id("features", features.CONFIG, features.VERSION)
-    if not record:
-        return runs.recorded(runs.run_id("zero_shot", config, VERSION, inputs), preset.name)
-    run = runs.open_run("zero_shot", config, VERSION, inputs)
-    with run.lock():
-        if run.finished:
-            return run
+
+    def make(run: runs.Run) -> None:
         model, values = stages.trained(preset, stage, evaluate.device()) if stage else None, {}
         for number in range(CLIPS):
             for name, value in _values(scene(preset, number), *made(preset, method, number, model)).items():
@@ -110,7 +106,8 @@ def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
         for name, each in values.items():
             run.record(name, *metrics.bootstrap(each), PROTOCOL, method=method)
         write_json(run.path / runs.VALUES, values)
-        return run.finish()
+
+    return runs.made(make, record, preset.name, "zero_shot", config, VERSION, inputs)
 
 
 def made(preset: Preset, method: str, number: int, model) -> tuple[np.ndarray, np.ndarray | None]:
