@@ -135,7 +135,7 @@ def test_pose_aware_inversion_brings_the_picture_back():
         inversion = pa.invert(small, picture, source, words, options)
         at = inversion.latents[-1]
         for number, (time, after) in enumerate(pa.pairwise(pa.levels(options))):
-            at = pa._step(small, at, time, after, inversion.embeddings[number], source, options.guidance)
+            at = pa.step(small, at, time, after, inversion.embeddings[number], source, options.guidance)
         return float(F.mse_loss(at, inversion.latents[0]).detach())
 
     several = replace(QUICK, inner=20, rate=0.1)
@@ -298,7 +298,7 @@ def test_published_networks_step_as_diffusers_does(published):
     ours = theirs = latents
     with torch.no_grad():
         for time, after in pa.pairwise(times):
-            ours = pa._step(published, ours, time, after, words, features, 7.5)
+            ours = pa.step(published, ours, time, after, words, features, 7.5)
             both = torch.cat([words.expand(2, -1, -1), published.null.expand(2, -1, -1)])
             given = torch.cat([theirs] * 2), torch.tensor(time)
             down, middle = published.pipe.controlnet(

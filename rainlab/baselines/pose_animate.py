@@ -202,11 +202,11 @@ def invert(backbone: Backbone, picture: np.ndarray, source: Tensor, embedding: T
         adam = torch.optim.Adam([tuned], options.rate * (1 - 0.5 * number / options.steps))
         for _ in range(options.inner):
             with torch.enable_grad():
-                loss = F.mse_loss(_step(backbone, at, time, after, tuned, source, options.guidance), wanted)
+                loss = F.mse_loss(step(backbone, at, time, after, tuned, source, options.guidance), wanted)
                 (tuned.grad,) = torch.autograd.grad(loss, [tuned])
             adam.step()
         now = tuned.detach()
-        at = _step(backbone, at, time, after, now, source, options.guidance)
+        at = step(backbone, at, time, after, now, source, options.guidance)
         found.append(now)
     return Inversion(chain, found)
 
@@ -216,7 +216,7 @@ def levels(options: Options) -> list[int]:
     return (schedule.ddim_times(options.steps) - 1).tolist()
 
 
-def _step(
+def step(
     backbone: Backbone, latents: Tensor, time: int, after: int, embedding: Tensor, features: Tensor, guidance: float
 ) -> Tensor:
     """One guided DDIM step from ``time`` to ``after``."""
@@ -244,7 +244,7 @@ def pose_aware(backbone: Backbone, inversion: Inversion, features: Tensor, optio
     for number, (time, after) in enumerate(tqdm([*pairwise(levels(options))], "pose-aware embeddings", leave=False)):
         wanted, tuned = inversion.latents[-2 - number], embeddings[number].clone().requires_grad_()
         with torch.enable_grad():
-            made = _step(backbone, at, time, after, tuned, features, options.guidance)
+            made = step(backbone, at, time, after, tuned, features, options.guidance)
             loss = (made - wanted).square().mean((1, 2, 3)).sum()  # frames do not share anything
             (slope,) = torch.autograd.grad(loss, [tuned])
         length = slope.flatten(1).norm(dim=1)[:, None, None].clamp(min=1e-12)
@@ -306,7 +306,7 @@ def animate(
                 if given is not None:
                     look.masks[:1] = given
             each = torch.cat([inversion.embeddings[number], frames[number]])
-            latents = _step(backbone, latents, time, after, each, features, options.guidance)
+            latents = step(backbone, latents, time, after, each, features, options.guidance)
     seen = look.masks[1:].bool().cpu().numpy() if look.masks is not None else None
     return backbone.decode(latents[1:]), seen
 
