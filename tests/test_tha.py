@@ -66,10 +66,34 @@ def test_a_region_is_cut_out_of_the_whole(student, region):
         assert worst(ours, all_[:, top:bottom, left:right]) < 1e-4
 
 
-def test_a_region_costs_its_area():
-    regions = tha.BodyMorpher()._regions((100, 200, 228, 328))
-    areas = [(bottom - top) * (right - left) for top, left, bottom, right in regions]
-    assert areas[2] == 128**2 and areas[1] <= 68**2 and areas[0] <= 40**2
+def test_pixels_cost_their_number():
+    """Of each coarser picture no more is drawn than what is looked at."""
+    counts = [len(places) for places in tha.Pixels.of((100, 200, 228, 328)).places]
+    assert counts[2] == 128**2 and counts[1] == 66**2 and counts[0] == 34**2
+    assert [len(places) for places in tha.Pixels.of(tha.WHOLE).places] == [128**2, 256**2, 512**2]
+
+
+def test_scattered_pixels_are_those_of_the_whole(student):
+    rng = np.random.default_rng(0)
+    mask = rng.random((512, 512)) < 0.01
+    pixels, pose = tha.Pixels.of(mask), poses()[2]
+    assert (mask[pixels.rows, pixels.columns]).all() and len(pixels.rows) == mask.sum()
+    whole, some = student.draw(pose), student.pixels(pose, pixels)
+    for ours, all_ in zip(some, whole, strict=True):
+        assert worst(ours, all_[:, pixels.rows, pixels.columns]) < 1e-4
+    for wrong in (np.zeros((512, 512), bool), mask[:256], mask.astype(int)):
+        with pytest.raises(ValueError, match=r"pixels: got .*, expected bool \(512, 512\)"):
+            tha.Pixels.of(wrong)
+
+
+def test_a_finer_picture_lies_between_the_coarser_ones_pixels():
+    """As torch interpolates: every level's corners and shares on a picture of random numbers."""
+    pixels = tha.Pixels.of((0, 0, 8, 8), 8, 3)
+    for level, size in ((1, 2), (2, 4)):
+        coarse = torch.rand(size, size, generator=torch.Generator().manual_seed(level))
+        ours = (coarse.flatten()[pixels.corners[level]] * pixels.shares[level]).sum(0).reshape(2 * size, 2 * size)
+        theirs = F.interpolate(coarse[None, None], scale_factor=2, mode="bilinear", align_corners=False)[0, 0]
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_the_face_is_in_its_place(student):
@@ -93,6 +117,33 @@ def test_colours_come_back():
     linear = (tha.from_picture(half)[:, 0, 0] + 1) / 2
     assert linear.tolist() == pytest.approx([128 / 255] * 4)
     assert tha.to_picture(tha.from_picture(half), straight=False)[0, 0, 0] == 188  # sRGB of 0.502
+
+
+@pytest.fixture(scope="module")
+def talker(student):
+    """A student whose face moves alone: its body is its picture."""
+    body = filled(tha.BodyMorpher(), "tha4/body")
+    for parameter in body.last_linear.parameters():
+        parameter.zero_()
+    return tha.Student(student.character, student.face, body)
+
+
+def test_only_pixels_that_move_are_drawn(talker):
+    performer = tha.Performer(talker, poses(), reach=1)
+    rows, columns = performer.pixels.rows, performer.pixels.columns
+    assert 0 < len(rows) <= 130**2 and rows.min() >= 79 and rows.max() <= 208
+    assert columns.min() >= 191 and columns.max() <= 320
+    for pose in poses():
+        whole = tha.to_picture(talker.draw(pose).blended, straight=False).astype(int)
+        assert np.abs(performer.frame(pose).astype(int) - whole).max() <= 1
+    assert (performer.frame(poses()[1]) != performer.frame(poses()[2])).any()
+
+
+def test_what_never_moves_can_not_perform(talker):
+    with pytest.raises(ValueError, match="poses: got 2 that all look alike, expected some that differ"):
+        tha.Performer(talker, poses()[:1].expand(2, -1))
+    with pytest.raises(ValueError, match=r"poses: got shape \(45,\), expected \(n, 45\), two at least"):
+        tha.Performer(talker, poses()[0])
 
 
 @pytest.fixture

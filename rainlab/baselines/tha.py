@@ -4,14 +4,17 @@ A *student* is an image itself: a function of a place and a pose. The face is on
 Sitzmann et al., arXiv 2006.09661) that says what colour is there. The body is drawn coarse to fine by another, which
 says of every place from where in the character's picture it is taken, which colour else it has, and how much of that.
 
-Files of published students run as they are. Where the input is the same all over a picture (the pose), it is multiplied
-once and not once a pixel, and any part of a picture can be drawn alone, at the cost of its area.
+Files of published students run as they are, and any pixels can be drawn alone, at the cost of their number. Three
+things make it fast and change nothing: what is the same all over a picture (the pose) is multiplied once and not
+once a pixel; what is linear is done before coarser features are interpolated, at a quarter of the pixels; and pixels go
+through the layers in groups small enough to stay in a processor's cache.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from rainlab.data.studio.expression import POSE
 from rainlab.data.video import read_rgba
@@ -34,31 +38,42 @@ Region = tuple[int, int, int, int]  # rows and columns: top, left, bottom, right
 WHOLE: Region = (0, 0, SIZE, SIZE)
 FILES = {"character_image_file_name": "character.png", "face_morpher_file_name": "face_morpher.pt",
          "body_morpher_file_name": "body_morpher.pt"}  # fmt: skip
-Places = tuple[Tensor, Tensor]  # x of the columns (w,) and y of the rows (h,)
+TOGETHER = 4096  # pixels that go through the layers of a level together
 
 
 class Sine(nn.Module):
-    """sin(30 · (W x + b)); ``linear`` is a 1×1 convolution, as in published files.
-
-    A place and a pose among the inputs, the last of them, are multiplied once a row, a column and a picture.
-    """
+    """sin(30 · (W x + b)); ``linear`` is a 1×1 convolution, as in published files."""
 
     def __init__(self, inputs: int, outputs: int):
         super().__init__()
         self.linear = nn.Conv2d(inputs, outputs, 1)
 
-    def forward(self, x: Tensor | None, places: Places | None = None, pose: Tensor | None = None) -> Tensor:
-        """Features ``(h, w, c)`` or None, and for a layer told them places and a pose ``(p,)``: ``(h, w, c)``."""
-        if pose is None:
-            return torch.sin(OMEGA * pointwise(self.linear, x))
-        weight, bias = self.linear.weight.flatten(1), self.linear.bias
-        known = weight[:, -2 - len(pose) :]
-        same = bias + known[:, 2:] @ pose
-        x_of, y_of = places
-        told = x_of[:, None] * known[:, 0] + (y_of[:, None, None] * known[:, 1] + same)
-        if x is not None:
-            told = told + F.linear(x, weight[:, : -2 - len(pose)])
-        return torch.sin(OMEGA * told)
+    def forward(self, x: Tensor) -> Tensor:
+        """Features ``(n, c)`` of n pixels."""
+        return F.linear(x, self.linear.weight.flatten(1), self.linear.bias).mul_(OMEGA).sin_()
+
+    def same(self, pose: Tensor) -> Tensor:
+        """What the pose, the last of the inputs, and the bias add at every pixel: ``(c,)``."""
+        weight = self.linear.weight.flatten(1)
+        return self.linear.bias + weight[:, -len(pose) :] @ pose
+
+    def begin(self, before: Tensor | None, pixels: Pixels, level: int, pose: Tensor, part: slice) -> Tensor:
+        """Features of a first layer, whose inputs are coarser features, a place, and the pose.
+
+        Coarser features come multiplied already (:meth:`coarse`): what is linear may come before the interpolation, at
+        a quarter of the pixels.
+        """
+        weight = self.linear.weight.flatten(1)
+        by_place = weight[:, -2 - len(pose) : -len(pose)]
+        told = torch.addmm(self.same(pose), pixels.places[level][part], by_place.T)
+        if before is not None:
+            for corner, share in zip(pixels.corners[level][:, part], pixels.shares[level][:, part], strict=True):
+                told.addcmul_(before[corner], share[:, None])
+        return told.mul_(OMEGA).sin_()
+
+    def coarse(self, x: Tensor, pose: Tensor) -> Tensor:
+        """Coarser features ``(m, c)`` times their weights."""
+        return F.linear(x, self.linear.weight.flatten(1)[:, : -2 - len(pose)])
 
 
 class FaceMorpher(nn.Module):
@@ -73,20 +88,23 @@ class FaceMorpher(nn.Module):
 
     def forward(self, pose: Tensor) -> Tensor:
         first, *others = self.siren.sine_layers
-        x = first(None, _places((0, 0, FACE, FACE), FACE, pose), pose[:MORPHS])
-        for layer in others:
-            x = layer(x)
-        return pointwise(self.siren.last_linear, x).permute(2, 0, 1)
+        pixels, made = Pixels.of((0, 0, FACE, FACE), FACE, levels=1), []
+        for part in parts(FACE**2):
+            x = first.begin(None, pixels, 0, pose[:MORPHS], part)
+            for layer in others:
+                x = layer(x)
+            made.append(pointwise(self.siren.last_linear, x))
+        return torch.cat(made).T.reshape(4, FACE, FACE)
 
 
 class Drawn(NamedTuple):
-    """What a body network makes of a region of h by w pixels."""
+    """What a body network makes of n pixels."""
 
-    blended: Tensor  # RGBA (4, h, w): the picture
-    alpha: Tensor  # (1, h, w): the share of ``colour``; not bounded, neither is the picture
-    colour: Tensor  # RGBA (4, h, w)
-    warped: Tensor  # RGBA (4, h, w): the character's picture, as it is moved
-    grid: Tensor  # (2, h, w): by how much, x and y, in half pictures
+    blended: Tensor  # RGBA (4, n): the picture
+    alpha: Tensor  # (1, n): the share of ``colour``; not bounded, neither is the picture
+    colour: Tensor  # RGBA (4, n)
+    warped: Tensor  # RGBA (4, n): the character's picture, as it is moved
+    grid: Tensor  # (2, n): by how much, x and y, in half pictures
 
 
 class BodyMorpher(nn.Module):
@@ -101,52 +119,92 @@ class BodyMorpher(nn.Module):
             before = level[-1]
         self.last_linear = nn.Conv2d(before, 7, 1)
 
-    def forward(self, picture: Tensor, pose: Tensor, region: Region = WHOLE) -> Drawn:
-        """picture: RGBA ``(4, 512, 512)``; pose: ``(45,)``; region: the pixels to draw. ValueError for an empty one."""
-        regions = self._regions(region)
+    def forward(self, picture: Tensor, pose: Tensor, pixels: Pixels | None = None) -> Drawn:
+        """picture: RGBA ``(4, 512, 512)``; pose: ``(45,)``; pixels: those to draw, all of them if None."""
+        pixels = pixels or Pixels.of(WHOLE)
         x = None
-        for number, (layers, here) in enumerate(zip(self.siren_layers, regions, strict=True)):
-            if x is not None:
-                x = _finer(x, regions[number - 1], here)
-            size = SIZE >> (len(regions) - 1 - number)
-            x = layers[0](x, _places(here, size, pose), pose)
-            for layer in layers[1:]:
-                x = layer(x)
-        grid, alpha, colour = pointwise(self.last_linear, x).permute(2, 0, 1).split((2, 1, 4))
-        across, down = _places(region, SIZE, pose)
-        still = torch.stack(torch.meshgrid(across, down, indexing="xy"))
-        flow = (still + grid).permute(1, 2, 0)[None]
-        warped = F.grid_sample(picture[None], flow, "bilinear", "border", align_corners=False)[0]
+        for level, layers in enumerate(self.siren_layers):
+            before, made = None if x is None else layers[0].coarse(x, pose), []
+            for part in parts(len(pixels.places[level])):
+                here = layers[0].begin(before, pixels, level, pose, part)
+                for layer in layers[1:]:
+                    here = layer(here)
+                made.append(here if level < len(self.siren_layers) - 1 else pointwise(self.last_linear, here))
+            x = torch.cat(made)
+        grid, alpha, colour = x.T.split((2, 1, 4))
+        flow = (pixels.places[-1] + grid.T)[None, None]
+        warped = F.grid_sample(picture[None], flow, "bilinear", "border", align_corners=False)[0, :, 0]
         return Drawn((1 - alpha) * warped + alpha * colour, alpha, colour, warped, grid)
 
-    def _regions(self, region: Region) -> list[Region]:
-        """Which pixels each level has to know, coarse to fine: those that the next one looks at."""
-        top, left, bottom, right = region
-        if not (0 <= top < bottom <= SIZE and 0 <= left < right <= SIZE):
-            raise ValueError(f"region: got {region}, expected 0 <= top < bottom <= {SIZE}, left and right likewise")
-        found = [region]
-        for level in range(1, len(self.siren_layers)):
-            size = SIZE >> level
-            top, left = (max(x // 2 - 1, 0) for x in (top, left))
-            bottom, right = (min(-(-x // 2) + 1, size) for x in (bottom, right))
-            found.append((top, left, bottom, right))
-        return found[::-1]
+
+def parts(count: int) -> Iterator[slice]:
+    """Pixels in groups whose features stay in a processor's cache from layer to layer."""
+    return (slice(i, i + TOGETHER) for i in range(0, count, TOGETHER))
 
 
-def _places(region: Region, size: int, like: Tensor) -> Places:
-    """The middles of a region's pixels in a picture of ``size`` pixels, in half pictures from the centre."""
+@dataclass(frozen=True)
+class Pixels:
+    """Some pixels of a picture, and of each coarser level those that they lie between.
+
+    ``places`` has for each level, coarse to fine, x and y of the middles ``(n, 2)``, in half pictures from the centre;
+    ``corners`` ``(4, n)`` says between which pixels of the coarser level each lies, ``shares`` ``(4, n)`` how near to
+    each (empty for the coarsest). ``rows`` and ``columns``: of the pixels themselves.
+    """
+
+    places: tuple[Tensor, ...]
+    corners: tuple[Tensor, ...]
+    shares: tuple[Tensor, ...]
+    rows: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, which: Region | np.ndarray | Tensor, size: int = SIZE, levels: int = 3) -> Pixels:
+        """A region, or those where a bool ``(size, size)`` is true. ValueError for none, or a region outside."""
+        if isinstance(which, tuple):
+            return _of_region(which, size, levels)
+        mask = torch.as_tensor(which)
+        if mask.shape != (size, size) or mask.dtype != torch.bool or not mask.any():
+            got = f"{mask.dtype} {tuple(mask.shape)} with {int((mask != 0).sum())} pixels"
+            raise ValueError(f"pixels: got {got}, expected bool ({size}, {size}), one of them at least true")
+        return _between(mask, levels)
+
+
+@lru_cache(maxsize=8)
+def _of_region(region: Region, size: int, levels: int) -> Pixels:
     top, left, bottom, right = region
-    pixels = (torch.arange(*ends, dtype=like.dtype, device=like.device) for ends in ((left, right), (top, bottom)))
-    across, down = ((2 * i + 1) / size - 1 for i in pixels)
-    return across, down
+    if not (0 <= top < bottom <= size and 0 <= left < right <= size):
+        raise ValueError(f"region: got {region}, expected 0 <= top < bottom <= {size}, left and right likewise")
+    mask = torch.zeros(size, size, dtype=torch.bool)
+    mask[top:bottom, left:right] = True
+    return _between(mask, levels)
 
 
-def _finer(x: Tensor, known: Region, wanted: Region) -> Tensor:
-    """Features ``(h, w, c)`` of a region, bilinear at twice the size, cut to the region wanted there."""
-    picture = x.permute(2, 0, 1)[None]  # its memory stays as it is: channels last
-    twice = F.interpolate(picture, scale_factor=2, mode="bilinear", align_corners=False)[0].permute(1, 2, 0)
-    top, left = (w - 2 * k for w, k in zip(wanted[:2], known[:2], strict=True))
-    return twice[top : top + wanted[2] - wanted[0], left : left + wanted[3] - wanted[1]]
+def _between(mask: Tensor, levels: int) -> Pixels:
+    """The pixels of a mask and, level by level, those of the coarser picture that they lie between."""
+    places, corners, shares = [], [], []
+    finest = mask.nonzero().T
+    for level in range(levels):
+        size = len(mask)
+        rows, columns = mask.nonzero().T
+        places.append(torch.stack([(2 * columns + 1) / size - 1, (2 * rows + 1) / size - 1], 1))
+        if level == levels - 1:
+            corners.append(torch.empty(4, 0, dtype=torch.long))
+            shares.append(torch.empty(4, 0))
+            break
+        half, near, far = size // 2, 0.75, 0.25  # a finer middle lies a quarter of a coarser pixel off the coarser one
+        ways = []
+        for at in (rows, columns):
+            other = (torch.div(at, 2, rounding_mode="floor") + 2 * (at % 2) - 1).clamp(0, half - 1)
+            ways.append(((torch.div(at, 2, rounding_mode="floor"), near), (other, far)))
+        wanted = torch.zeros(half, half, dtype=torch.bool)
+        four = [(y, x, a * b) for y, a in ways[0] for x, b in ways[1]]
+        for y, x, _ in four:
+            wanted[y, x] = True
+        number = torch.full((half, half), -1).masked_scatter(wanted, torch.arange(int(wanted.sum())))
+        corners.append(torch.stack([number[y, x] for y, x, _ in four]))
+        shares.append(torch.stack([torch.full(y.shape, share) for y, _, share in four]))
+        mask = wanted
+    return Pixels(tuple(places[::-1]), tuple(corners[::-1]), tuple(shares[::-1]), *finest)
 
 
 # -- colours ---------------------------------------------------------------------------------------------------------
@@ -169,8 +227,11 @@ def to_picture(made: Tensor, straight: bool = True) -> np.ndarray:
     colour, alpha = x[:3], x[3:]
     if straight:
         colour = torch.where(alpha > 1e-5, colour / alpha.clamp(min=1e-5), 0.0).clamp(0, 1)
-    srgb = torch.where(colour <= 0.0031308, colour * 12.92, 1.055 * colour ** (1 / 2.4) - 0.055)
-    return (torch.cat([srgb, alpha]).permute(1, 2, 0) * 255 + 0.5).clamp(0, 255).byte().cpu().numpy()
+    return (torch.cat([_srgb(colour), alpha]).permute(1, 2, 0) * 255 + 0.5).clamp(0, 255).byte().cpu().numpy()
+
+
+def _srgb(linear: Tensor) -> Tensor:
+    return torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
 
 
 # -- a character -----------------------------------------------------------------------------------------------------
@@ -184,13 +245,19 @@ class Student:
     face: FaceMorpher
     body: BodyMorpher
 
-    @torch.inference_mode()
     def draw(self, pose: Tensor, region: Region = WHOLE) -> Drawn:
-        """The character in a pose ``(45,)``, or a region of the picture. ValueError for another shape."""
+        """The character in a pose ``(45,)``, or a region of the picture, ``(c, h, w)`` each."""
+        top, left, bottom, right = region
+        flat = self.pixels(pose, Pixels.of(region))
+        return Drawn(*(x.reshape(-1, bottom - top, right - left) for x in flat))
+
+    @torch.inference_mode()
+    def pixels(self, pose: Tensor, pixels: Pixels) -> Drawn:
+        """Some pixels of the character in a pose ``(45,)``. ValueError for another shape."""
         pose = torch.as_tensor(pose, dtype=self.character.dtype, device=self.character.device)
         if pose.shape != (len(POSE),):
             raise ValueError(f"pose: got shape {tuple(pose.shape)}, expected ({len(POSE)},): see `expression.pose_of`")
-        return self.body(self.with_face(pose), pose, region)
+        return self.body(self.with_face(pose), pose, pixels)
 
     def with_face(self, pose: Tensor) -> Tensor:
         """The character's picture with the face of a pose."""
@@ -202,6 +269,45 @@ class Student:
     def frame(self, pose: Tensor, straight: bool = True) -> np.ndarray:
         """The picture of a pose, uint8 ``(512, 512, 4)``: see :func:`to_picture`."""
         return to_picture(self.draw(pose).blended, straight)
+
+
+class Performer:
+    """Frames of a student in some kind of motion: what moves in it is drawn, all else stays as it is.
+
+    poses: ``(n, 45)`` of that motion, many and far apart: a pixel moves that any of them shows otherwise than the
+    first, by half a grey level, or that lies within ``reach`` pixels of such a one. As long as poses lie among those,
+    a frame is the whole picture's to one grey level.
+    """
+
+    def __init__(self, student: Student, poses: Tensor, reach: int = 3):
+        if poses.ndim != 2 or poses.shape[1] != len(POSE) or len(poses) < 2:
+            raise ValueError(f"poses: got shape {tuple(poses.shape)}, expected (n, {len(POSE)}), two at least")
+        self.student, first, moves = student, _shown(student.draw(poses[0]).blended), None
+        for pose in tqdm(poses[1:], "what moves", leave=False):
+            moved = (_shown(student.draw(pose).blended) - first).abs().amax(0) > 0.5
+            moves = moved if moves is None else moves | moved
+        if not moves.any():
+            raise ValueError(f"poses: got {len(poses)} that all look alike, expected some that differ")
+        near = F.max_pool2d(moves[None].float(), 2 * reach + 1, 1, reach)[0] > 0
+        self.pixels, self._rest = Pixels.of(near.cpu()), (first.permute(1, 2, 0) + 0.5).byte().cpu().numpy()
+
+    @property
+    def share(self) -> float:
+        """Of the picture, how much is drawn."""
+        return len(self.pixels.rows) / SIZE**2
+
+    def frame(self, pose: Tensor) -> np.ndarray:
+        """The picture of a pose ``(45,)``, colours times alpha, uint8 ``(512, 512, 4)``."""
+        made = self.student.pixels(pose, self.pixels).blended
+        picture = self._rest.copy()
+        picture[self.pixels.rows, self.pixels.columns] = to_picture(made[..., None], straight=False)[:, 0]
+        return picture
+
+
+def _shown(made: Tensor) -> Tensor:
+    """As it is shown on black, in grey levels before they are rounded: ``(4, h, w)``."""
+    x = ((made + 1) / 2).clamp(0, 1)
+    return torch.cat([_srgb(x[:3]), x[3:]]) * 255
 
 
 def load(folder: str | Path) -> Student:
