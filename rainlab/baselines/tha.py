@@ -36,6 +36,7 @@ MORPHS = 39  # how many numbers of the pose the face depends on
 OMEGA = 30.0  # of sine layers
 Region = tuple[int, int, int, int]  # rows and columns: top, left, bottom, right, ends excluded
 WHOLE: Region = (0, 0, SIZE, SIZE)
+WIDTHS = ((360, 360, 180), (180, 180, 90), (90, 90, 90))  # of the body's layers
 FILES = {"character_image_file_name": "character.png", "face_morpher_file_name": "face_morpher.pt",
          "body_morpher_file_name": "body_morpher.pt"}  # fmt: skip
 TOGETHER = 4096  # pixels that go through the layers of a level together
@@ -77,10 +78,11 @@ class Sine(nn.Module):
 
 
 class FaceMorpher(nn.Module):
-    """The face, RGBA ``(4, 128, 128)`` from the first 39 numbers of a pose ``(45,)``."""
+    """The face, RGBA ``(4, size, size)`` from the first 39 numbers of a pose ``(45,)``."""
 
-    def __init__(self, width: int = 128, layers: int = 8):
+    def __init__(self, width: int = 128, layers: int = 8, size: int = FACE):
         super().__init__()
+        self.size = size
         inputs = [2 + MORPHS] + [width] * (layers - 1)
         self.siren = nn.Module()
         self.siren.sine_layers = nn.ModuleList(Sine(count, width) for count in inputs)
@@ -88,13 +90,13 @@ class FaceMorpher(nn.Module):
 
     def forward(self, pose: Tensor) -> Tensor:
         first, *others = self.siren.sine_layers
-        pixels, made = Pixels.of((0, 0, FACE, FACE), FACE, levels=1), []
-        for part in parts(FACE**2):
+        pixels, made = Pixels.of((0, 0, self.size, self.size), self.size, levels=1), []
+        for part in parts(self.size**2):
             x = first.begin(None, pixels, 0, pose[:MORPHS], part)
             for layer in others:
                 x = layer(x)
             made.append(pointwise(self.siren.last_linear, x))
-        return torch.cat(made).T.reshape(4, FACE, FACE)
+        return torch.cat(made).T.reshape(4, self.size, self.size)
 
 
 class Drawn(NamedTuple):
@@ -108,10 +110,14 @@ class Drawn(NamedTuple):
 
 
 class BodyMorpher(nn.Module):
-    """Face and body, at 128, 256 and 512 pixels one after the other, from the picture of a character with its face."""
+    """Face and body, each level twice as large as the one before, from the picture of a character with its face.
 
-    def __init__(self, widths: Sequence[Sequence[int]] = ((360, 360, 180), (180, 180, 90), (90, 90, 90))):
+    widths: of each level's layers; three levels of a picture of 512 pixels are 128, 256 and 512.
+    """
+
+    def __init__(self, widths: Sequence[Sequence[int]] = WIDTHS, size: int = SIZE):
         super().__init__()
+        self.size = size
         self.siren_layers, before = nn.ModuleList(), 0
         for level in widths:
             inputs = (before + 2 + len(POSE), *level[:-1])
@@ -120,8 +126,8 @@ class BodyMorpher(nn.Module):
         self.last_linear = nn.Conv2d(before, 7, 1)
 
     def forward(self, picture: Tensor, pose: Tensor, pixels: Pixels | None = None) -> Drawn:
-        """picture: RGBA ``(4, 512, 512)``; pose: ``(45,)``; pixels: those to draw, all of them if None."""
-        pixels = pixels or Pixels.of(WHOLE)
+        """picture: RGBA ``(4, size, size)``; pose: ``(45,)``; pixels: those to draw, all of them if None."""
+        pixels = pixels or self.pixels((0, 0, self.size, self.size))
         x = None
         for level, layers in enumerate(self.siren_layers):
             before, made = None if x is None else layers[0].coarse(x, pose), []
@@ -135,6 +141,10 @@ class BodyMorpher(nn.Module):
         flow = (pixels.places[-1] + grid.T)[None, None]
         warped = F.grid_sample(picture[None], flow, "bilinear", "border", align_corners=False)[0, :, 0]
         return Drawn((1 - alpha) * warped + alpha * colour, alpha, colour, warped, grid)
+
+    def pixels(self, which: Region | np.ndarray | Tensor) -> Pixels:
+        """Pixels of its pictures; as for :meth:`Pixels.of`."""
+        return Pixels.of(which, self.size, len(self.siren_layers))
 
 
 def parts(count: int) -> Iterator[slice]:
@@ -239,16 +249,17 @@ def _srgb(linear: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Student:
-    """A character: its picture float ``(4, 512, 512)``, and its two networks."""
+    """A character: its picture float ``(4, size, size)``, its networks, and where its face's upper left pixel is."""
 
     character: Tensor
     face: FaceMorpher
     body: BodyMorpher
+    corner: tuple[int, int] = CORNER
 
-    def draw(self, pose: Tensor, region: Region = WHOLE) -> Drawn:
+    def draw(self, pose: Tensor, region: Region | None = None) -> Drawn:
         """The character in a pose ``(45,)``, or a region of the picture, ``(c, h, w)`` each."""
-        top, left, bottom, right = region
-        flat = self.pixels(pose, Pixels.of(region))
+        top, left, bottom, right = region = region or (0, 0, self.body.size, self.body.size)
+        flat = self.pixels(pose, self.body.pixels(region))
         return Drawn(*(x.reshape(-1, bottom - top, right - left) for x in flat))
 
     @torch.inference_mode()
@@ -261,13 +272,13 @@ class Student:
 
     def with_face(self, pose: Tensor) -> Tensor:
         """The character's picture with the face of a pose."""
-        top, left = CORNER
+        (top, left), size = self.corner, self.face.size
         picture = self.character.clone()
-        picture[:, top : top + FACE, left : left + FACE] = self.face(pose)
+        picture[:, top : top + size, left : left + size] = self.face(pose)
         return picture
 
     def frame(self, pose: Tensor, straight: bool = True) -> np.ndarray:
-        """The picture of a pose, uint8 ``(512, 512, 4)``: see :func:`to_picture`."""
+        """The picture of a pose, uint8 ``(size, size, 4)``: see :func:`to_picture`."""
         return to_picture(self.draw(pose).blended, straight)
 
 
@@ -289,15 +300,16 @@ class Performer:
         if not moves.any():
             raise ValueError(f"poses: got {len(poses)} that all look alike, expected some that differ")
         near = F.max_pool2d(moves[None].float(), 2 * reach + 1, 1, reach)[0] > 0
-        self.pixels, self._rest = Pixels.of(near.cpu()), (first.permute(1, 2, 0) + 0.5).byte().cpu().numpy()
+        self.pixels = student.body.pixels(near.cpu())
+        self._rest = (first.permute(1, 2, 0) + 0.5).byte().cpu().numpy()
 
     @property
     def share(self) -> float:
         """Of the picture, how much is drawn."""
-        return len(self.pixels.rows) / SIZE**2
+        return len(self.pixels.rows) / self.student.body.size**2
 
     def frame(self, pose: Tensor) -> np.ndarray:
-        """The picture of a pose ``(45,)``, colours times alpha, uint8 ``(512, 512, 4)``."""
+        """The picture of a pose ``(45,)``, colours times alpha, uint8 ``(size, size, 4)``."""
         made = self.student.pixels(pose, self.pixels).blended
         picture = self._rest.copy()
         picture[self.pixels.rows, self.pixels.columns] = to_picture(made[..., None], straight=False)[:, 0]

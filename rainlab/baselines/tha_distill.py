@@ -1,0 +1,194 @@
+"""How a student of Talking Head Anime 4 learns one character from a teacher (section 4.2).
+
+The face learns the face, the body learns where each pixel is taken from, what else it could be, and how much of both.
+A teacher gives *lessons*: pictures of many poses with all that is known of them. The studio's are exact, since every
+face can be drawn in every pose with its flow; those of the published teacher are what its networks say.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from rainlab.baselines import tha, tha_teacher
+from rainlab.data.studio import body, face
+from rainlab.data.studio.expression import POSE, expressions
+from rainlab.method.checkpoint import write_tensors
+
+FACE_RATES = ((0, 1e-4), (0.2, 1e-4 / 3), (0.5, 1e-5), (0.8, 1e-5 / 3))  # from which share of the examples on
+BODY_RATES = ((0, 1e-4), (2 / 15, 3e-5), (6 / 15, 1e-5), (13 / 15, 3e-6))
+PHASES = ((0, (0.5, 0.25, 2.0, 0.25)), (4 / 15, (5.0, 2.5, 1.0, 1.0)), (8 / 15, (1.0, 1.0, 1.0, 10.0)))
+"""Weights of flow, warped, direct and final picture (Table 1), and from which share of the examples on."""
+MOVABLE = 20.0  # weight of what moves in a face
+BATCH = 8
+SAVED = 2000  # steps between two saved states
+
+
+@dataclass(frozen=True)
+class Lessons:
+    """n poses of one character; pictures as :func:`rainlab.baselines.tha.from_picture` makes them.
+
+    The demo fits the direct picture to the teacher's final one where the paper has the teacher's own; the studio knows
+    no other direct picture than the final one, the published teacher's lessons have its own, as in the paper.
+    """
+
+    pose: Tensor  # (n, 45)
+    character: Tensor  # at rest, (4, h, w)
+    faced: Tensor  # with the face of a pose, before it turns, (n, 4, h, w)
+    final: Tensor
+    direct: Tensor
+    grid: Tensor  # (n, 2, h, w): where a pixel of ``final`` is taken from in ``faced``, in half pictures
+    known: Tensor  # (n, 1, h, w), 1 where ``grid`` is known
+
+    def __len__(self) -> int:
+        return len(self.pose)
+
+
+def studio_lessons(seed: Tensor, poses: Tensor, size: int = 128, together: int = 32) -> Lessons:
+    """Exact lessons of one of the studio's faces (its seed ``(1,)``) in poses ``(n, 45)``.
+
+    Known is the flow of what can be seen in both pictures; the rest only the direct picture can show.
+    """
+    poses, parts = poses.double(), []
+    still = poses.clone()
+    still[:, tha_teacher.TURN] = 0
+    for turned, faced in zip(poses.split(together), still.split(together), strict=True):
+        clips = face.render(seed.repeat(len(turned)), pose=torch.stack([turned, faced], 1), size=(size, size))
+        pictures = torch.cat([clips.frames, clips.mask[..., None].byte() * 255], -1).numpy()
+        final, before = (torch.stack([tha.from_picture(x) for x in pictures[:, i]]) for i in (0, 1))
+        known = (clips.visible[:, 0] & clips.mask[:, 0])[:, None].float()
+        parts.append((final, before, clips.flow[:, 0].permute(0, 3, 1, 2) * 2 / size, known))
+    final, faced, grid, known = (torch.cat(column) for column in zip(*parts, strict=True))
+    rest = face.render(seed, pose=torch.zeros(1, 1, len(POSE), dtype=torch.float64), size=(size, size))
+    picture = np.concatenate([rest.frames[0, 0].numpy(), rest.mask[0, 0, ..., None].numpy() * np.uint8(255)], -1)
+    return Lessons(poses.float(), tha.from_picture(picture), faced, final, final, grid, known)
+
+
+@torch.no_grad()
+def teacher_lessons(teacher: tha_teacher.Teacher, character: Tensor, poses: Tensor) -> Lessons:
+    """What the published teacher says of a character ``(4, 512, 512)`` in poses ``(n, 45)``."""
+    each = [teacher(character[None], pose[None]) for pose in tqdm(poses, "lessons", leave=False)]
+    names = ("picture", "direct", "grid")
+    final, direct, grid = (torch.cat([getattr(one.upscaled, name) for one in each]) for name in names)
+    faced = torch.cat([one.with_face for one in each])
+    return Lessons(poses, character, faced, final, direct, grid, torch.ones_like(grid[:, :1]))
+
+
+def natural_poses(count: int, seed: int = 0, split: str = "train") -> Tensor:
+    """Poses ``(n, 45)`` of the studio's motions at moments far apart; other seeds, other motions."""
+    seeds = body.split_seeds(split, count, 100_000 * (1 + seed))
+    return torch.cat([expressions(part, torch.tensor([1.7], dtype=torch.float64))[:, 0] for part in seeds.split(1000)])
+
+
+def movable(lessons: Lessons, corner: tuple[int, int], size: int, least: float = 0.02) -> Tensor:
+    """Which of a face's pixels ``(size, size)`` change from pose to pose by more than ``least``: 1 or 0."""
+    faces = _cut(lessons.faced, corner, size)
+    return ((faces.amax(0) - faces.amin(0)).amax(0) > least).float()
+
+
+def face_loss(made: Tensor, wanted: Tensor, movable: Tensor) -> Tensor:
+    """Mean absolute error of a face ``(4, s, s)``, and MOVABLE times that of what moves in it."""
+    error = (made - wanted).abs()
+    return error.mean() + MOVABLE * (error * movable).mean()
+
+
+def body_loss(drawn: tha.Drawn, lessons: Lessons, number: int, weights: Sequence[float]) -> Tensor:
+    """Weighted mean absolute errors of flow, warped, direct and final picture."""
+    wanted = tha_teacher.move(lessons.faced[number : number + 1], lessons.grid[number : number + 1])[0]
+    known, flat = lessons.known[number].flatten(1), {"warped": wanted.flatten(1)}
+    flat |= {name: getattr(lessons, name)[number].flatten(1) for name in ("grid", "direct", "final")}
+    share = known.mean().clamp(min=1e-6)
+    errors = (
+        ((drawn.grid - flat["grid"]).abs() * known).mean() / share,
+        ((drawn.warped - flat["warped"]).abs() * known).mean() / share,
+        (drawn.colour - flat["direct"]).abs().mean(),
+        (drawn.blended - flat["final"]).abs().mean(),
+    )
+    return sum(weight * error for weight, error in zip(weights, errors, strict=True))
+
+
+def value_at(steps: Sequence[tuple[float, object]], share: float):
+    """The last of ``(from which share on, value)`` that has begun."""
+    return [value for begin, value in steps if begin <= share + 1e-12][-1]
+
+
+def train_face(
+    network: tha.FaceMorpher, lessons: Lessons, corner: tuple[int, int], examples: int, state: Path | None = None
+) -> list[float]:
+    """Train a face on lessons' faces, cut out at ``corner``; returns the loss of each step. ``state`` as for `_fit`."""
+    faces, moves = _cut(lessons.faced, corner, network.size), movable(lessons, corner, network.size)
+
+    def loss(number: int, share: float) -> Tensor:
+        return face_loss(network(lessons.pose[number]), faces[number], moves)
+
+    return _fit(network, loss, FACE_RATES, len(lessons), examples, "face", state)
+
+
+def train_body(
+    network: tha.BodyMorpher,
+    lessons: Lessons,
+    examples: int,
+    state: Path | None = None,
+    phases: Sequence[tuple[float, Sequence[float]]] = PHASES,
+) -> list[float]:
+    """Train a body on lessons; returns the loss of each step. ``state`` as for `_fit`; ``phases``: like PHASES."""
+
+    def loss(number: int, share: float) -> Tensor:
+        drawn = network(lessons.faced[number], lessons.pose[number])
+        return body_loss(drawn, lessons, number, value_at(phases, share))
+
+    return _fit(network, loss, BODY_RATES, len(lessons), examples, "body", state)
+
+
+def _fit(network: nn.Module, loss, rates, lessons: int, examples: int, what: str, state: Path | None) -> list[float]:
+    """Adam on BATCH lessons a step, drawn by step so that a training goes on from ``state`` as if never interrupted."""
+    parameters = dict(network.named_parameters())
+    adam, curve = torch.optim.Adam(parameters.values(), rates[0][1]), []
+    if state and state.exists():
+        curve = _restore(parameters, adam, state)
+    steps = -(-examples // BATCH)
+    for step in tqdm(range(len(curve), steps), what, steps, initial=len(curve), leave=False):
+        draw = np.random.default_rng([7, step]).integers(lessons, size=BATCH)
+        for group in adam.param_groups:
+            group["lr"] = value_at(rates, step / steps)
+        adam.zero_grad()
+        total = 0.0
+        for number in draw:
+            value = loss(int(number), step / steps) / BATCH
+            value.backward()
+            total += value.item()
+        adam.step()
+        curve.append(total)
+        if state and (step + 1) % SAVED == 0:
+            _save(parameters, adam, curve, state)
+    network.eval().requires_grad_(False)
+    return curve
+
+
+def _save(parameters: dict[str, Tensor], adam: torch.optim.Adam, curve: list[float], path: Path) -> None:
+    tensors = {f"parameter/{name}": tensor for name, tensor in parameters.items()}
+    for name, tensor in parameters.items():
+        tensors |= {f"{key}/{name}": torch.as_tensor(value) for key, value in adam.state[tensor].items()}
+    write_tensors(path, tensors, {"curve": json.dumps(curve)})
+
+
+def _restore(parameters: dict[str, Tensor], adam: torch.optim.Adam, path: Path) -> list[float]:
+    with safe_open(path, "pt") as file, torch.no_grad():
+        for name, tensor in parameters.items():
+            tensor.copy_(file.get_tensor(f"parameter/{name}"))
+            keys = [key for key in file.keys() if key.endswith(f"/{name}") and not key.startswith("parameter/")]  # noqa: SIM118
+            adam.state[tensor] = {key.partition("/")[0]: file.get_tensor(key) for key in keys}
+        return json.loads(file.metadata()["curve"])
+
+
+def _cut(pictures: Tensor, corner: tuple[int, int], size: int) -> Tensor:
+    top, left = corner
+    return pictures[..., top : top + size, left : left + size]

@@ -1,0 +1,119 @@
+"""How a student learns: lessons that are exact, losses by hand, and trainings that go on where they stopped."""
+
+import numpy as np
+import pytest
+import torch
+
+from rainlab.baselines import tha, tha_distill, tha_teacher
+from rainlab.data.studio import body
+from rainlab.data.studio.expression import POSE, pose_of
+
+SEED = body.split_seeds("val", 1, 3)
+CORNER, FACE = (8, 8), 16
+
+
+def student_body():
+    torch.manual_seed(0)
+    return tha.BodyMorpher(((16, 12), (12, 8)), 32)
+
+
+@pytest.fixture(scope="module")
+def lessons():
+    turned = torch.cat([pose_of(x) for x in ({"head_y": 0.5, "mouth_aaa": 1.0}, {"body_z": 0.6}, {"neck_z": -0.5})])
+    return tha_distill.studio_lessons(SEED, torch.cat([turned, tha_distill.natural_poses(5)]), 32)
+
+
+def test_a_moved_face_is_the_final_picture_where_that_is_known(lessons):
+    assert lessons.final.shape == (8, 4, 32, 32) and lessons.grid.shape == (8, 2, 32, 32) and len(lessons) == 8
+    moved = tha_teacher.move(lessons.faced, lessons.grid)
+    known = lessons.known.bool().expand_as(moved)
+    there, still = ((x - lessons.final).abs()[known].mean() for x in (moved, lessons.faced))
+    assert there < 0.5 * still  # what is left is shading, and pixels that lie between others
+    assert 0.05 < lessons.known.mean() < 1
+    picture = tha_distill.studio_lessons(SEED, torch.zeros(1, len(POSE)), 32)
+    torch.testing.assert_close(picture.final[0], lessons.character)
+    assert picture.grid[0][:, picture.known[0, 0] > 0].abs().max() < 1e-6  # at rest nothing moves
+
+
+def test_faces_do_not_turn_but_do_what_the_pose_says(lessons):
+    same = tha_distill.studio_lessons(SEED, pose_of({"mouth_aaa": 1.0}), 32)
+    torch.testing.assert_close(lessons.faced[0], same.final[0])
+    moves = tha_distill.movable(lessons, CORNER, FACE)
+    assert moves.shape == (FACE, FACE) and 0 < moves.mean() < 1
+
+
+def test_losses_by_hand(lessons):
+    made, moves = torch.rand(4, FACE, FACE), tha_distill.movable(lessons, CORNER, FACE)
+    wanted = lessons.faced[1, :, 8:24, 8:24]
+    error = np.abs(made.double().numpy() - wanted.double().numpy())
+    expected = error.mean() + 20 * (error * moves.numpy()).mean()
+    assert float(tha_distill.face_loss(made, wanted, moves)) == pytest.approx(expected, rel=1e-5)
+
+    with torch.no_grad():
+        drawn = student_body()(lessons.faced[2], lessons.pose[2])
+    weights = (0.5, 0.25, 2.0, 0.25)
+    known, every = lessons.known[2, 0].flatten().numpy() > 0, slice(None)
+    warped = tha_teacher.move(lessons.faced[2:3], lessons.grid[2:3])[0].flatten(1)
+    direct, final, grid = (getattr(lessons, name)[2].flatten(1) for name in ("direct", "final", "grid"))
+    errors = [
+        (drawn.grid - grid, known),
+        (drawn.warped - warped, known),
+        (drawn.colour - direct, every),
+        (drawn.blended - final, every),
+    ]
+    expected = sum(w * np.abs(x.double().numpy())[:, on].mean() for w, (x, on) in zip(weights, errors, strict=True))
+    assert float(tha_distill.body_loss(drawn, lessons, 2, weights)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_rates_and_phases_are_the_papers():
+    rate = [tha_distill.value_at(tha_distill.BODY_RATES, n / 1500) for n in (0, 199, 200, 600, 1300, 1499)]
+    assert rate == [1e-4, 1e-4, 3e-5, 1e-5, 3e-6, 3e-6]
+    faces = [tha_distill.value_at(tha_distill.FACE_RATES, n / 1000) for n in (199, 200, 500, 800)]
+    assert faces == pytest.approx([1e-4, 3.33e-5, 1e-5, 3.33e-6], rel=2e-3)
+    weights = [tha_distill.value_at(tha_distill.PHASES, n / 1500) for n in (0, 400, 800)]
+    assert weights == [(0.5, 0.25, 2.0, 0.25), (5.0, 2.5, 1.0, 1.0), (1.0, 1.0, 1.0, 10.0)]
+
+
+@pytest.mark.parametrize("part", ["face", "body"])
+def test_a_training_learns_and_goes_on_where_it_stopped(lessons, part, tmp_path, monkeypatch):
+    def train(examples, state=None):
+        torch.manual_seed(0)
+        if part == "body":
+            network = student_body()
+            return network, tha_distill.train_body(network, lessons, examples, state, ((0, (1.0, 1.0, 1.0, 1.0)),))
+        network = tha.FaceMorpher(24, 3, FACE)
+        return network, tha_distill.train_face(network, lessons, CORNER, examples, state)
+
+    monkeypatch.setattr(tha_distill, "SAVED", 10)
+    monkeypatch.setattr(tha_distill, "FACE_RATES", ((0, 5e-3),))
+    monkeypatch.setattr(tha_distill, "BODY_RATES", ((0, 3e-3),))
+    whole, curve = train(240, tmp_path / "whole.safetensors")
+    assert len(curve) == 30 and np.mean(curve[-5:]) < 0.9 * np.mean(curve[:5])
+    state = tmp_path / "state.safetensors"
+    real = tha_distill.face_loss if part == "face" else tha_distill.body_loss
+    calls = []
+
+    def killed(*given):
+        calls.append(1)
+        if len(calls) > 8 * 15:
+            raise KeyboardInterrupt
+        return real(*given)
+
+    monkeypatch.setattr(tha_distill, f"{part}_loss", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(240, state)
+    monkeypatch.setattr(tha_distill, f"{part}_loss", real)
+    resumed, again = train(240, state)
+    assert again == curve
+    for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_a_small_student_draws_whole_pictures_and_parts(lessons):
+    face = tha.FaceMorpher(8, 2, FACE)
+    student = tha.Student(lessons.character, face, student_body(), CORNER)
+    whole = student.draw(lessons.pose[0])
+    assert whole.blended.shape == (4, 32, 32)
+    part = student.draw(lessons.pose[0], (4, 6, 20, 31))
+    torch.testing.assert_close(part.blended, whole.blended[:, 4:20, 6:31])
+    assert student.frame(lessons.pose[0]).shape == (32, 32, 4)
