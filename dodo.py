@@ -25,16 +25,13 @@ import torch
 from doit import get_var
 
 from rainlab import runs
-from rainlab.config import PRESETS, Preset, make_preset, override
+from rainlab.config import Preset, make_preset, override
 from rainlab.files import atomic_path
-from rainlab.measure import ablations, endless, evaluate, features, legacy, memory, morphing, openings, styling
+from rainlab.measure import ablations, endless, evaluate, features, legacy, memory, openings
 from rainlab.method import pretrained
 from rainlab.training import stages, weights
-from rainlab.training.parameters import trainable
 
 SHOWN = "small"  # the preset of README, notebooks and tables: its weights and numbers come with the repository
-OTHERS = ("face", "street")  # presets of the paper's other tasks, whose weights for inference come with it, too
-INFERENCE = ("autoencoder", "stage1", "distill3d")
 ABLATED = "tiny"  # the preset of Table 3: it takes a training for each row
 PRESET = get_var("preset", SHOWN)
 RECORDING = get_var("record", "no" if PRESET == SHOWN else "yes")
@@ -46,7 +43,7 @@ CODE = [str(path) for path in sorted((ROOT / "rainlab").rglob("*.py"))]
 FULL = make_preset(PRESET)
 # runs of no preset that pages refer to
 ALONE = ("studio", "data_prep", "soak", "engine", "features", "fvd_null", "paper_scale", "plan", "plan_check",
-         "calibration", "openings", "talking_head")
+         "calibration", "openings")
 K8, CAUSAL = (override(FULL, change) for change in list(evaluate.ABLATIONS.values())[1:])
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -112,13 +109,6 @@ if FULL.data.source != "studio":  # what never ends, and its truth, can only be 
     del MEASUREMENTS["endless"]
     before = MEASUREMENTS["table2"]
     MEASUREMENTS["table2"] = replace(before, after=tuple(name for name in before.after if name != "endless"))
-TASKS = {"faces": ("morphing", "60_face_morphing", morphing.behind),
-         "scenes": ("style", "61_style_transfer", styling.behind)}
-"""Sources of the paper's other tasks: a name, their notebook, and the runs behind it."""
-if FULL.data.source in TASKS:
-    name, notebook, _ = TASKS[FULL.data.source]
-    TRAININGS = {key: TRAININGS[key] for key in ("autoencoder", "stage1", "stage2", "distill")}
-    MEASUREMENTS = {name: Job(notebook, RECORD, ("distill",), threads=2)}
 if RECORDING == "measured":  # on weights that are there
     kept = {name: job for name, job in MEASUREMENTS.items() if name != "ablations" or PRESET == ABLATED}
     MEASUREMENTS = {name: replace(job, after=tuple(x for x in job.after if x in kept)) for name, job in kept.items()}
@@ -178,8 +168,7 @@ def task_tables():
     def show():
         from rainlab.measure import pages
 
-        if FULL.data.source not in TASKS:
-            pages.print_all(FULL, make_preset(ABLATED) if PRESET == SHOWN else FULL)
+        pages.print_all(FULL, make_preset(ABLATED) if PRESET == SHOWN else FULL)
 
     jobs = AS_SHIPPED if RECORDING == "no" else COMPLETE
     return {"actions": [show], "task_dep": ["cost", *(f"job:{name}" for name in jobs)], "uptodate": [False]}
@@ -229,8 +218,6 @@ def refresh(source: Path) -> None:
 
 def final(preset: Preset) -> set[str]:
     """Ids of the runs behind a preset's tables and figures; of what takes long those that were made."""
-    if preset.data.source in TASKS:
-        return {run.id for run in TASKS[preset.data.source][2](preset)}
     found = [stages.recorded(preset, stage) for stage in stages.STAGES]
     found += [evaluate.measure(preset, method) for method in evaluate.METHODS]
     found += [runs.existing(evaluate.measure, preset, method) for method in (*evaluate.OTHERS, *evaluate.SLOW)]
@@ -274,15 +261,12 @@ def task_publish():
     def publish():
         shown, ablated = make_preset(SHOWN), make_preset(ABLATED)
         known = final(shown) | final(ablated)  # raises for what is missing before anything is copied
-        others = [preset for name, preset in PRESETS.items() if name in OTHERS and runs.existing(final, preset)]
-        known = known.union(*map(final, others))
         mine = final(FULL) | {run.id for name in ALONE if (run := runs.find(name))}
         for id in sorted(mine):
             print("runs   ", runs.publish(runs.get(id)).name)
-        for stage in INFERENCE if PRESET in OTHERS else stages.STAGES:  # a training of them begins with `small`
-            again = trainable(stages.build(FULL, "distill3d"), "distill3d") if stage == "stage1" else ()
-            print("weights", weights.ship(stages.run_id(FULL, stage), again if PRESET in OTHERS else ()).name)
-        kept = {stages.run_id(preset, stage) for preset in (shown, ablated, *others) for stage in stages.STAGES}
+        for stage in stages.STAGES:
+            print("weights", weights.ship(stages.run_id(FULL, stage)).name)
+        kept = {stages.run_id(preset, stage) for preset in (shown, ablated) for stage in stages.STAGES}
         kept |= {features.trained().id, openings.trained().id}
         outdated = [p for p in runs.published().iterdir() if p.name not in known | mine]
         outdated += [p for p in weights.SHIPPED.glob("*.safetensors") if p.stem not in kept]
@@ -292,7 +276,7 @@ def task_publish():
 
         pages.save_all(ROOT / "figures", shown, ablated)
         fill_in(ROOT / "README.md", "results", pages.readme(shown))
-        fill_in(weights.SHIPPED / "README.md", "numbers", "\n\n".join(map(pages.card, (shown, ablated, *others))))
+        fill_in(weights.SHIPPED / "README.md", "numbers", f"{pages.card(shown)}\n\n{pages.card(ablated)}")
 
     return {"actions": [publish], "uptodate": [False]}
 
