@@ -229,6 +229,10 @@ def test_a_talking_head_is_recorded_as_points_and_nothing_else(monkeypatch, tmp_
     np.testing.assert_allclose(kept, expected, atol=1e-4)
     assert {file.name for file in run.path.iterdir()} <= {*morphing.runs.FILES, "values.json", ".lock"}
     assert morphing.talking_head(tmp_path / "film.mp4").id == run.id
+    finer = morphing.points_of(morphing.talking_head(tmp_path / "film.mp4", fps=48.0))
+    assert len(finer) == 26 and np.array_equal(finer[8], finer[9])  # a slower film shows each frame twice
+    with pytest.raises(ValueError, match="got 13 frames at 24 a second, expected at least one at 1 a second"):
+        morphing.talking_head(tmp_path / "film.mp4", fps=1.0)
     with pytest.raises(ValueError, match="got no face in 1 frames"):
         (run.path / "values.json").write_text('{"points": [null]}')
         morphing.points_of(run)

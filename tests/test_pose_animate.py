@@ -278,6 +278,9 @@ def test_bad_pictures(small):
         pa.animate(small, picture, source, pose_of, words)
     with pytest.raises(ValueError, match="source: got float64"):
         pa.animate(small, picture, source / 255, pose_of[None], words)
+    for mask in (np.zeros((24, 32), bool), np.zeros((32, 24))):
+        with pytest.raises(ValueError, match=r"mask: got .*, expected bool \(32, 24\) like the picture"):
+            pa.animate(small, picture, source, pose_of[None], words, mask=mask)
     with pytest.raises(ValueError, match="got a distilled network, expected that of stage 1"):
         image_models.Small(micro.model(motion=False))
 
@@ -324,6 +327,12 @@ def test_published_attention_is_as_before_until_it_is_told_otherwise(published):
         torch.testing.assert_close(mixed[0], plain[0], rtol=1e-4, atol=1e-5)
         assert (mixed[1:] - plain[1:]).abs().max() > 1e-5
         torch.testing.assert_close(published.predict(latents, 500, words, features), plain)
+
+
+def test_networks_in_which_gradients_vanish_are_refused(tmp_path):
+    pipe = restyle.load(*write_pipeline(tmp_path), kind="openpose", dtype=torch.float16)
+    with pytest.raises(ValueError, match="got networks in fp16, expected fp32 or bf16"):
+        image_models.Published(pipe)
 
 
 def test_published_networks_animate(published):

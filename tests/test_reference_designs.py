@@ -48,3 +48,7 @@ def test_designs_are_compared_on_the_same_frames(monkeypatch, tmp_path):
     assert designs.compare(CONFIG, seeds=(0, 1)).id == run.id
     with pytest.raises(FileNotFoundError, match="nothing recorded"):
         designs.compare(CONFIG, seeds=(0,))
+    with pytest.raises(FileNotFoundError, match="nothing recorded"):
+        designs.compare(override(CONFIG, {"data.test_gap": 4}), seeds=(0, 1))
+    with pytest.raises(ValueError, match="got a stage 1 that starts from 'tiny', expected none"):
+        designs.variant(override(CONFIG, {"stage1.start": "tiny"}), "clip")

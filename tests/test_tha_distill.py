@@ -74,6 +74,46 @@ def test_rates_and_phases_are_the_papers():
     assert weights == [(0.5, 0.25, 2.0, 0.25), (5.0, 2.5, 1.0, 1.0), (1.0, 1.0, 1.0, 10.0)]
 
 
+def test_a_fresh_student_is_smooth():
+    """As SIREN begins: what is in front of every sine has a spread near 1, and neighbours are alike."""
+    torch.manual_seed(0)
+    network, seen = tha.FaceMorpher(64, 6, 32), []
+    with torch.no_grad():
+        for layer in network.siren.sine_layers[1:]:
+            layer.register_forward_pre_hook(lambda module, given: seen.append((module, given[0])))
+        made = network(torch.zeros(len(POSE)))
+    for module, x in seen:
+        inside = tha.OMEGA * x @ module.linear.weight.detach().flatten(1).T  # without the bias, the same everywhere
+        assert 0.5 < inside.std() < 2
+    pairs = torch.stack([made[:, :, 1:].flatten(), made[:, :, :-1].flatten()])
+    assert torch.corrcoef(pairs)[0, 1] > 0.9
+
+
+def test_who_draws_first_can_train_later(lessons):
+    face = tha.FaceMorpher(8, 2, FACE)
+    tha._of_region.cache_clear()
+    with torch.inference_mode():
+        tha.Student(lessons.character, face, student_body(), CORNER).draw(lessons.pose[0])
+    for network, train in ((face, lambda n: tha_distill.train_face(n, lessons, CORNER, 8)),
+                           (student_body(), lambda n: tha_distill.train_body(n, lessons, 8))):  # fmt: skip
+        assert len(train(network)) == 1 and len(train(network)) == 1  # frozen by the first, it learns again
+
+
+def test_lessons_of_the_published_teacher():
+    def teacher(character, pose):
+        assert character.dtype == pose.dtype == torch.float32
+        shade = pose[0, 0] * torch.ones(1, 4, 8, 8)
+        upscaled = tha_teacher.Turned(shade, shade[:, :1], shade, shade[:, :2], 2 * shade)
+        return tha_teacher.Posed(upscaled, 3 * shade, None, None, None, None)
+
+    poses = tha_distill.natural_poses(3)
+    made = tha_distill.teacher_lessons(teacher, torch.zeros(4, 8, 8), poses)
+    shade = poses[:, 0].float()[:, None, None, None]
+    assert len(made) == 3 and (made.known == 1).all() and made.grid.shape == (3, 2, 8, 8)
+    for name, factor in (("final", 1), ("direct", 2), ("faced", 3)):
+        torch.testing.assert_close(getattr(made, name), factor * shade.expand(3, 4, 8, 8))
+
+
 @pytest.mark.parametrize("part", ["face", "body"])
 def test_a_training_learns_and_goes_on_where_it_stopped(lessons, part, tmp_path, monkeypatch):
     def train(examples, state=None):
@@ -105,6 +145,8 @@ def test_a_training_learns_and_goes_on_where_it_stopped(lessons, part, tmp_path,
     monkeypatch.setattr(tha_distill, f"{part}_loss", real)
     resumed, again = train(240, state)
     assert again == curve
+    with pytest.raises(ValueError, match=f"got a state of {part}, 240 examples.*expected one of {part}, 80 examples"):
+        train(80, state)
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         torch.testing.assert_close(a, b)
 

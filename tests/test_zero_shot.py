@@ -44,6 +44,11 @@ def test_a_method_is_measured_on_its_frames(method, monkeypatch, tmp_path):
     values = json.loads((run.path / "values.json").read_text("utf-8"))["psnr"]
     assert values[1] == pytest.approx(metrics.psnr(frames[None], truth[None]).item())
     assert row["n"] == 2 and row["value"] == pytest.approx(np.mean(values))
+    if masks is not None:
+        here = zero_shot.scene(CONFIG, 1).mask
+        there = here.reshape(8, masks.shape[1], 64 // masks.shape[1], masks.shape[2], -1).mean((2, 4)) >= 0.5
+        iou = json.loads((run.path / "values.json").read_text("utf-8"))["mask_iou"][1]
+        assert iou == pytest.approx((masks & there).sum() / (masks | there).sum())
     assert (masks is not None) == any(row["metric"] == "mask_iou" for row in run.metrics())
     assert (masks is None) == (method in ("without DCAM", "without MGDM", *zero_shot.BESIDE))
     assert zero_shot.measure(CONFIG, method).id == run.id

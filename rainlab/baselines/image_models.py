@@ -94,12 +94,17 @@ def _spatial(block: SpatialBlock, look: Look, up: bool, x: Tensor, h: Tensor, co
 class Published:
     """Stable Diffusion and an OpenPose ControlNet of diffusers.
 
-    pipe: of :func:`rainlab.method.restyle.load` with ``kind="openpose"``. character: the words of the prompt that name
-    the character, one after the other, by number (1 is the first behind the beginning); cross-attention to them makes
-    the masks.
+    pipe: of :func:`rainlab.method.restyle.load` with ``kind="openpose"`` and ``dtype=torch.float32``. character: the
+    words of the prompt that name the character, one after the other, by number (1 is the first behind the beginning);
+    cross-attention to them makes the masks. ValueError for networks in fp16.
     """
 
     def __init__(self, pipe: Any, character: slice = slice(1, 3)):
+        if pipe.unet.dtype == torch.float16:
+            expected = "fp32 or bf16: gradients of an embedding vanish in fp16; load it with dtype=torch.float32"
+            raise ValueError(f"pipe: got networks in fp16, expected {expected}")
+        for network in (pipe.unet, pipe.controlnet, pipe.vae, pipe.text_encoder):
+            network.requires_grad_(False)
         self.pipe, self.character = pipe, character
         self.device, self.dtype = pipe.unet.device, pipe.unet.dtype
         self.bar = pipe.scheduler.alphas_cumprod.to(self.device)

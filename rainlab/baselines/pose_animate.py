@@ -12,7 +12,9 @@ picture, and then to draw it again in other poses. Four modules, each of which c
 What the modules need of an image model is :class:`Backbone`; :mod:`rainlab.baselines.image_models` has two.
 
 Where the paper leaves it open: its text optimises the *conditional* embedding while the caption of Figure 2 calls it
-unconditional; here it is the conditional one. How PATA interpolates stands in a supplement that is not public.
+unconditional; here it is the conditional one. Algorithm 1 takes a step of -η∇ without saying how long; here it is a
+share of the embedding's length. How PATA interpolates stands in a supplement that is not public. Ours alone: masks may
+be carried from the picture's by attention (``Options.carried``), where one token tells no places apart.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ class Options:
     guidance: float = 7.5
     inner: int = 10  # optimisation steps a time step in pose-aware inversion
     rate: float = 1e-2  # of Adam there, falling to half over the time steps
-    frame_rate: float = 1e-2  # the one gradient step a time step of Algorithm 1, in units of the gradient's own length
+    frame_rate: float = 1e-2  # length of Algorithm 1's step down the gradient, as a share of the embedding's
     weights: tuple[float, float, float] = (0.7, 0.15, 0.15)  # λ: attention to the source, the frame before, itself
     pacm: bool = True
     dcam: bool = True
@@ -160,6 +162,9 @@ def average(maps: list[Tensor], size: tuple[int, int]) -> Tensor:
     total = torch.zeros(len(maps[0]), height, width, device=maps[0].device)
     for one in maps:
         factor = round((height * width / one.shape[1]) ** 0.5)
+        if one.shape[1] != (height // factor) * (width // factor):
+            expected = f"{height}×{width} divided by a whole number; take pictures of a multiple of 64 pixels"
+            raise ValueError(f"maps: got a layer of {one.shape[1]} places, expected {expected}")
         small = one.reshape(len(one), 1, height // factor, width // factor).float()
         total += F.interpolate(small, size=size, mode="bilinear", align_corners=False)[:, 0]
     return total / len(maps)
@@ -269,7 +274,8 @@ def animate(
     Args:
         picture: uint8 ``(h, w, 3)``. source: its own pose as a condition picture like it. poses: the frames',
             uint8 ``(f, h, w, 3)``. embedding: of the prompt, ``(1, l, d)``. mask: where the character is in the
-            picture, bool ``(h, w)``; None: as cross-attention sees it.
+            picture, bool ``(h, w)``; None: as cross-attention sees it. Masks come from the steps before: the first of
+            them is drawn without.
 
     Returns:
         Frames uint8 ``(f, h, w, 3)``; and the masks that attention gave them, bool at the latents' size
@@ -287,6 +293,8 @@ def animate(
         raise ValueError(
             "carried: got no mask of the picture, or no dcam, expected both: masks come from one by the other"
         )
+    if mask is not None and (mask.shape != picture.shape[:2] or mask.dtype != bool):
+        raise ValueError(f"mask: got {mask.dtype} {mask.shape}, expected bool {picture.shape[:2]} like the picture")
     own, features = backbone.features(source[None]), backbone.features(poses)
     inversion = invert(backbone, picture, own, embedding, options)
     frames = pose_aware(backbone, inversion, features, options)

@@ -43,11 +43,17 @@ TOGETHER = 4096  # pixels that go through the layers of a level together
 
 
 class Sine(nn.Module):
-    """sin(30 · (W x + b)); ``linear`` is a 1×1 convolution, as in published files."""
+    """sin(30 · (W x + b)); ``linear`` is a 1×1 convolution, as in published files.
 
-    def __init__(self, inputs: int, outputs: int):
+    First values as in SIREN (section 3.2 there): what comes out of every layer is spread like what went in, and pixels
+    that are neighbours begin alike. ``first``: the layer that sees places and pose and nothing else.
+    """
+
+    def __init__(self, inputs: int, outputs: int, first: bool = False):
         super().__init__()
         self.linear = nn.Conv2d(inputs, outputs, 1)
+        bound = 1 / inputs if first else (6 / inputs) ** 0.5 / OMEGA
+        nn.init.uniform_(self.linear.weight, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features ``(n, c)`` of n pixels."""
@@ -85,12 +91,12 @@ class FaceMorpher(nn.Module):
         self.size = size
         inputs = [2 + MORPHS] + [width] * (layers - 1)
         self.siren = nn.Module()
-        self.siren.sine_layers = nn.ModuleList(Sine(count, width) for count in inputs)
+        self.siren.sine_layers = nn.ModuleList(Sine(count, width, i == 0) for i, count in enumerate(inputs))
         self.siren.last_linear = nn.Conv2d(width, 4, 1)
 
     def forward(self, pose: Tensor) -> Tensor:
         first, *others = self.siren.sine_layers
-        pixels, made = Pixels.of((0, 0, self.size, self.size), self.size, levels=1), []
+        pixels, made = Pixels.of((0, 0, self.size, self.size), self.size, levels=1).to(pose.device), []
         for part in parts(self.size**2):
             x = first.begin(None, pixels, 0, pose[:MORPHS], part)
             for layer in others:
@@ -121,13 +127,14 @@ class BodyMorpher(nn.Module):
         self.siren_layers, before = nn.ModuleList(), 0
         for level in widths:
             inputs = (before + 2 + len(POSE), *level[:-1])
-            self.siren_layers.append(nn.ModuleList(Sine(i, o) for i, o in zip(inputs, level, strict=True)))
+            pairs = enumerate(zip(inputs, level, strict=True))
+            self.siren_layers.append(nn.ModuleList(Sine(i, o, not before and n == 0) for n, (i, o) in pairs))
             before = level[-1]
         self.last_linear = nn.Conv2d(before, 7, 1)
 
     def forward(self, picture: Tensor, pose: Tensor, pixels: Pixels | None = None) -> Drawn:
         """picture: RGBA ``(4, size, size)``; pose: ``(45,)``; pixels: those to draw, all of them if None."""
-        pixels = pixels or self.pixels((0, 0, self.size, self.size))
+        pixels = (pixels or self.pixels((0, 0, self.size, self.size))).to(pose.device)
         x = None
         for level, layers in enumerate(self.siren_layers):
             before, made = None if x is None else layers[0].coarse(x, pose), []
@@ -167,6 +174,13 @@ class Pixels:
     rows: Tensor
     columns: Tensor
 
+    def to(self, device: torch.device | str) -> Pixels:
+        """The same on a device; ``rows`` and ``columns`` stay, pictures are put together on the processor."""
+        if self.places[0].device == torch.device(device):
+            return self
+        there = (tuple(x.to(device) for x in each) for each in (self.places, self.corners, self.shares))
+        return Pixels(*there, self.rows, self.columns)
+
     @classmethod
     def of(cls, which: Region | np.ndarray | Tensor, size: int = SIZE, levels: int = 3) -> Pixels:
         """A region, or those where a bool ``(size, size)`` is true. ValueError for none, or a region outside."""
@@ -184,9 +198,10 @@ def _of_region(region: Region, size: int, levels: int) -> Pixels:
     top, left, bottom, right = region
     if not (0 <= top < bottom <= size and 0 <= left < right <= size):
         raise ValueError(f"region: got {region}, expected 0 <= top < bottom <= {size}, left and right likewise")
-    mask = torch.zeros(size, size, dtype=torch.bool)
-    mask[top:bottom, left:right] = True
-    return _between(mask, levels)
+    with torch.inference_mode(False):  # kept: those who train may use them after those who only draw
+        mask = torch.zeros(size, size, dtype=torch.bool)
+        mask[top:bottom, left:right] = True
+        return _between(mask, levels)
 
 
 def _between(mask: Tensor, levels: int) -> Pixels:

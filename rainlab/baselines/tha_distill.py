@@ -2,11 +2,13 @@
 
 The face learns the face, the body learns where each pixel is taken from, what else it could be, and how much of both.
 A teacher gives *lessons*: pictures of many poses with all that is known of them. The studio's are exact, since every
-face can be drawn in every pose with its flow; those of the published teacher are what its networks say.
+face can be drawn in every pose with its flow; those of the published teacher are what its networks say. Lessons are
+made once and drawn again and again, where the paper makes one for each of its 500,000 poses.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -74,11 +76,12 @@ def studio_lessons(seed: Tensor, poses: Tensor, size: int = 128, together: int =
 
 @torch.no_grad()
 def teacher_lessons(teacher: tha_teacher.Teacher, character: Tensor, poses: Tensor) -> Lessons:
-    """What the published teacher says of a character ``(4, 512, 512)`` in poses ``(n, 45)``."""
-    each = [teacher(character[None], pose[None]) for pose in tqdm(poses, "lessons", leave=False)]
-    names = ("picture", "direct", "grid")
-    final, direct, grid = (torch.cat([getattr(one.upscaled, name) for one in each]) for name in names)
-    faced = torch.cat([one.with_face for one in each])
+    """What the published teacher says of a character ``(4, 512, 512)`` in poses ``(n, 45)``; 15 MB a pose."""
+    poses, parts = poses.to(character), []
+    for pose in tqdm(poses, "lessons", leave=False):
+        posed = teacher(character[None], pose[None])
+        parts.append((posed.upscaled.picture, posed.upscaled.direct, posed.upscaled.grid, posed.with_face))
+    final, direct, grid, faced = (torch.cat(column) for column in zip(*parts, strict=True))
     return Lessons(poses, character, faced, final, direct, grid, torch.ones_like(grid[:, :1]))
 
 
@@ -129,7 +132,7 @@ def train_face(
     def loss(number: int, share: float) -> Tensor:
         return face_loss(network(lessons.pose[number]), faces[number], moves)
 
-    return _fit(network, loss, FACE_RATES, len(lessons), examples, "face", state)
+    return _fit(network, loss, FACE_RATES, lessons, examples, "face", state)
 
 
 def train_body(
@@ -145,18 +148,24 @@ def train_body(
         drawn = network(lessons.faced[number], lessons.pose[number])
         return body_loss(drawn, lessons, number, value_at(phases, share))
 
-    return _fit(network, loss, BODY_RATES, len(lessons), examples, "body", state)
+    return _fit(network, loss, BODY_RATES, lessons, examples, "body", state)
 
 
-def _fit(network: nn.Module, loss, rates, lessons: int, examples: int, what: str, state: Path | None) -> list[float]:
-    """Adam on BATCH lessons a step, drawn by step so that a training goes on from ``state`` as if never interrupted."""
+def _fit(
+    network: nn.Module, loss, rates, lessons: Lessons, examples: int, what: str, state: Path | None
+) -> list[float]:
+    """Adam on BATCH lessons a step, drawn by step so that a training goes on from ``state`` as if never interrupted.
+
+    ValueError if ``state`` is of another training.
+    """
+    network.train().requires_grad_(True)
     parameters = dict(network.named_parameters())
     adam, curve = torch.optim.Adam(parameters.values(), rates[0][1]), []
+    steps, of = -(-examples // BATCH), f"{what}, {examples} examples, {_fingerprint(lessons)}"
     if state and state.exists():
-        curve = _restore(parameters, adam, state)
-    steps = -(-examples // BATCH)
+        curve = _restore(parameters, adam, state, of)
     for step in tqdm(range(len(curve), steps), what, steps, initial=len(curve), leave=False):
-        draw = np.random.default_rng([7, step]).integers(lessons, size=BATCH)
+        draw = np.random.default_rng([7, step]).integers(len(lessons), size=BATCH)
         for group in adam.param_groups:
             group["lr"] = value_at(rates, step / steps)
         adam.zero_grad()
@@ -167,25 +176,36 @@ def _fit(network: nn.Module, loss, rates, lessons: int, examples: int, what: str
             total += value.item()
         adam.step()
         curve.append(total)
-        if state and (step + 1) % SAVED == 0:
-            _save(parameters, adam, curve, state)
+        if state and ((step + 1) % SAVED == 0 or step + 1 == steps):
+            _save(parameters, adam, curve, state, of)
     network.eval().requires_grad_(False)
     return curve
 
 
-def _save(parameters: dict[str, Tensor], adam: torch.optim.Adam, curve: list[float], path: Path) -> None:
+def _fingerprint(lessons: Lessons) -> str:
+    """Tells lessons apart."""
+    told = (lessons.pose, lessons.character)
+    return hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in told)).hexdigest()[:16]
+
+
+def _save(parameters: dict[str, Tensor], adam: torch.optim.Adam, curve: list[float], path: Path, of: str) -> None:
     tensors = {f"parameter/{name}": tensor for name, tensor in parameters.items()}
     for name, tensor in parameters.items():
         tensors |= {f"{key}/{name}": torch.as_tensor(value) for key, value in adam.state[tensor].items()}
-    write_tensors(path, tensors, {"curve": json.dumps(curve)})
+    write_tensors(path, tensors, {"curve": json.dumps(curve), "of": of})
 
 
-def _restore(parameters: dict[str, Tensor], adam: torch.optim.Adam, path: Path) -> list[float]:
+def _restore(parameters: dict[str, Tensor], adam: torch.optim.Adam, path: Path, of: str) -> list[float]:
     with safe_open(path, "pt") as file, torch.no_grad():
+        if (got := file.metadata().get("of")) != of:
+            raise ValueError(
+                f"{path.name}: got a state of {got}, expected one of {of}; give another file, or delete it"
+            )
         for name, tensor in parameters.items():
             tensor.copy_(file.get_tensor(f"parameter/{name}"))
             keys = [key for key in file.keys() if key.endswith(f"/{name}") and not key.startswith("parameter/")]  # noqa: SIM118
-            adam.state[tensor] = {key.partition("/")[0]: file.get_tensor(key) for key in keys}
+            slots = {key.partition("/")[0]: file.get_tensor(key) for key in keys}
+            adam.state[tensor] = {slot: x if slot == "step" else x.to(tensor.device) for slot, x in slots.items()}
         return json.loads(file.metadata()["curve"])
 
 

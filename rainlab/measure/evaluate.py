@@ -173,7 +173,7 @@ def _streamed(preset: Preset, method: str, model: RAIN, reference: np.ndarray, c
 
 
 def _zero_shot(preset: Preset, model: RAIN, held: HeldOut) -> np.ndarray:
-    """Clips by PoseAnimate. Its masks are carried from the reference's, where that is known."""
+    """Clips by PoseAnimate. Masks are carried from the reference's, where that is known, else there are none."""
     small, films = image_models.Small(model), []
     known = held.silhouette is not None
     options = pose_animate.Options(

@@ -174,32 +174,37 @@ def driven(
     return np.stack(told), {way: films[way] for way in DRIVEN}
 
 
-def talking_head(film: str | Path | None = None, fps: float = FPS) -> runs.Run:
+def talking_head(film: str | Path | None = None, fps: float = FPS, device: str = "cpu") -> runs.Run:
     """The run that keeps what a detector finds in a film of a face: 68 points a frame, and nothing of the pictures.
 
     Args:
         film: a video file, read at ``fps``, or None for the newest that is recorded. Its points, in units of its
-            height, are in the run's ``values.json`` (:func:`points_of`).
+            height, are in the run's ``values.json`` (:func:`points_of`). device: of the detector.
 
     Metrics: ``frames``; ``found``, the share of them with a face.
 
     Raises:
-        FileNotFoundError: nothing recorded, or no such file. ModuleNotFoundError: no detector is installed.
+        FileNotFoundError: nothing recorded, no such film, or no detector's files. ModuleNotFoundError: no package for
+            them. ValueError: a film shorter than one frame at ``fps``, or a device that the detector can't use.
     """
     if film is None:
         if run := runs.find("talking_head"):
             return run
         raise FileNotFoundError("nothing recorded of a talking head: give a film of a face, and install .[detect]")
-    find = detect.face_landmarks(evaluate.device())
+    find = detect.face_landmarks(device)
     config = {"detector": find.name, "fps": fps}
 
     def make(run: runs.Run) -> None:
         about, faces = video.probe(film), []
-        moments = set((np.arange(int(about["frames"] * fps / about["fps"])) * about["fps"] / fps).round().astype(int))
+        moments = (np.arange(int(about["frames"] * fps / about["fps"])) * about["fps"] / fps).round().astype(int)
+        if not len(moments):
+            got = f"{about['frames']} frames at {about['fps']:g} a second"
+            raise ValueError(f"{film}: got {got}, expected at least one at {fps:g} a second: give a longer film")
         for number, picture in enumerate(tqdm(video.iter_video(film), "frames", about["frames"], leave=False)):
-            if number in moments:
+            if times := int((moments == number).sum()):  # several where the film is slower
                 face = find(picture)
-                faces.append(np.full((landmarks.REAL, 2), np.nan) if face is None else face[:, :2] / picture.shape[0])
+                seen = np.full((landmarks.REAL, 2), np.nan) if face is None else face[:, :2] / picture.shape[0]
+                faces += [seen] * times
         there = np.isfinite(faces).all((1, 2))
         run.record("frames", len(faces))
         run.record("found", there.mean(), n=len(faces))

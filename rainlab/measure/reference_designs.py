@@ -14,6 +14,7 @@ from tqdm.auto import tqdm
 
 from rainlab import runs
 from rainlab.config import Preset, override
+from rainlab.data import dataset
 from rainlab.measure import ablations, count, evaluate, features, metrics
 from rainlab.method import sampling
 from rainlab.method.designs import DESIGNS
@@ -29,7 +30,15 @@ MEASURES = ("psnr", "ssim", "psnr_fg", "sharpness_error", "id_studio", "lpips_st
 
 
 def variant(preset: Preset, design: str, seed: int = 0) -> Preset:
-    """The preset of a training; the reference network with seed 0 is the preset's own."""
+    """The preset of a training; the reference network with seed 0 is the preset's own.
+
+    Raises:
+        ValueError: an unknown design, or a stage 1 that starts from given weights.
+    """
+    if preset.stage1.start or preset.model.unet_path:
+        got = preset.stage1.start or preset.model.unet_path
+        expected = "none: weights learned with a reference network fit no other design, and would decide the comparison"
+        raise ValueError(f"preset {preset.name}: got a stage 1 that starts from {got!r}, expected {expected}")
     changed = override(preset, {"model.design": design, "stage1.seed": preset.stage1.seed + seed})
     if design == "reference":
         return changed
@@ -47,6 +56,7 @@ def compare(preset: Preset, seeds: Sequence[int] = SEEDS, record: bool = False) 
     chosen = {(design, seed): variant(preset, design, seed) for design in DESIGNS for seed in seeds}
     config = {"preset": preset.name, "seeds": list(seeds), "clips": CLIPS, "every": EVERY, "steps": STEPS}
     config["guidance"] = preset.stream.guidance
+    config["data"] = dataset.clips_of(preset.data, "test").fingerprint() | {"gap": preset.data.test_gap}
     inputs = {f"{design}, seed {seed}": stages.run_id(each, "stage1") for (design, seed), each in chosen.items()}
     inputs["features"] = runs.run_id("features", features.CONFIG, features.VERSION)
 
@@ -79,7 +89,8 @@ def images(preset: Preset, held: evaluate.HeldOut) -> np.ndarray:
 def some(preset: Preset) -> evaluate.HeldOut:
     """The held-out frames that are drawn."""
     held = evaluate.held_out(preset, CLIPS)
-    return evaluate.HeldOut(held.reference, *(x[:, ::EVERY] for x in (held.frames, held.condition, held.mask)))
+    parts = held.frames, held.condition, held.mask
+    return evaluate.HeldOut(held.reference, *(x if x is None else x[:, ::EVERY] for x in parts))
 
 
 def _values(preset: Preset) -> dict[str, np.ndarray]:

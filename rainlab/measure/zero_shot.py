@@ -2,6 +2,9 @@
 
 The driver is another held-out character in the same motion, smaller and to one side, so that alignment has something
 to do; the truth is the character itself in that motion. RAIN and copying stand beside it, on the same conditions.
+
+In one thing the whole is not the paper's: its masks are carried from the exact mask of the picture; those that cross-
+attention sees are a variant. Steps and guidance are a small model's (OPTIONS, ``stream.guidance``), not 50 and 7.5.
 """
 
 from __future__ import annotations
@@ -91,9 +94,11 @@ def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
     if method not in (known := [*VARIANTS, *BESIDE]):
         raise ValueError(f"method: got {method!r}, expected one of {', '.join(known)}")
     about = VARIANTS.get(method, {})
-    config = {"preset": preset.name, "method": method, "changes": about, "size": preset.data.size, "clips": CLIPS,
-              "frames": FRAMES, "gap": GAP, "away": (SMALLER, ASIDE, UP), "studio": body.VERSION,
-              "stream": identity(preset.stream)} | (OPTIONS if method in VARIANTS else {})  # fmt: skip
+    data = preset.data
+    config = {"preset": preset.name, "method": method, "changes": about, "size": data.size, "fps": data.fps,
+              "facing": data.facing, "clips": CLIPS, "frames": FRAMES, "gap": GAP, "away": (SMALLER, ASIDE, UP),
+              "studio": body.VERSION, "stream": identity(preset.stream)}  # fmt: skip
+    config |= OPTIONS if method in VARIANTS else {}
     stage = BESIDE.get(method, "stage1")
     inputs = {"model": stages.run_id(preset, stage)} if stage else {}
     inputs["features"] = runs.run_id("features", features.CONFIG, features.VERSION)

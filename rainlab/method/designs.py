@@ -6,6 +6,9 @@
     clip         the token alone
     controlnet   a ControlNet (Zhang et al., arXiv 2302.05543) told the reference, whose features are added in place
     both         token and ControlNet
+
+Published ControlNets are copies of a network that is trained already, whose copy then learns. Here both learn together
+from the beginning, so that every design gets the same training; and the hint is the reference's latents, not a picture.
 """
 
 from __future__ import annotations

@@ -122,6 +122,10 @@ class FastUNet(nn.Module):
         """v, as :meth:`rainlab.method.unet.UNet.forward` gives it; no sample's reference can be dropped here."""
         self.unet._check(latents, timesteps, context, pose, guidance, temporal_mask)
         first, places = self.spatial[0].name, latents.shape[3] * latents.shape[4]
+        if reference is not None and first not in reference:
+            raise ValueError(
+                f"reference: got {sorted(reference)}, expected a bank; other designs run in the plain network"
+            )
         count, rest = (1, 0) if reference is None else divmod(reference[first].shape[1], places)
         if rest or not count:
             got = f"reference: got a bank of {reference[first].shape[1]} places in {first}"

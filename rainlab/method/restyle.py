@@ -20,11 +20,16 @@ ORIGIN = {SD: f"stable-diffusion-v1-5/{SD}"} | {name: f"lllyasviel/{name}" for n
 
 
 def load(
-    sd: str | Path | None = None, control: str | Path | None = None, device: str = "cpu", kind: str = "depth"
+    sd: str | Path | None = None,
+    control: str | Path | None = None,
+    device: str = "cpu",
+    kind: str = "depth",
+    dtype: torch.dtype | None = None,
 ) -> Any:
     """The pipeline, from two folders as diffusers saves them; by default in ``weights/`` and named as published.
 
-    ``kind``: of ControlNet, a key of CONTROLS. Only safetensors are read, and nothing is downloaded.
+    ``kind``: of ControlNet, a key of CONTROLS. ``dtype``: None for fp16 on a GPU and fp32 else. Only safetensors are
+    read, and nothing is downloaded.
 
     Raises:
         FileNotFoundError: a folder is not there, naming where it is published.
@@ -40,7 +45,7 @@ def load(
         if not folder.is_dir():
             got = f"put the folder of {ORIGIN[name]} (huggingface.co, safetensors) there, or give another path"
             raise FileNotFoundError(f"weights: {folder} is not there; {got}")
-    dtype = torch.float16 if torch.device(device).type == "cuda" else torch.float32
+    dtype = dtype or (torch.float16 if torch.device(device).type == "cuda" else torch.float32)
     options = {"dtype": dtype, "local_files_only": True, "use_safetensors": True}
     try:
         net = ControlNetModel.from_pretrained(folders[steered], **options)

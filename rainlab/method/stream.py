@@ -176,6 +176,8 @@ class Stream:
         looks = [self.model.look(to_signed(picture).to(self.dtype)) for picture in given]
         self._size = size
         bank, context = looks[0]
+        if len(looks) > 1 and any(states.ndim != 3 for states in bank.values()):
+            raise ValueError("references: got several pictures for a ControlNet, expected one: it adds them in place")
         if len(looks) > 1:  # one alone stays as it was computed, to the bit
             bank = {name: torch.cat([each[name] for each, _ in looks], 1) for name in bank}
             context = torch.stack([each for _, each in looks]).mean(0)

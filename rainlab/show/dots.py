@@ -61,8 +61,10 @@ def pictures(points: np.ndarray, size: tuple[int, int], radius: float = 1.0) -> 
     height, width = size
     rows, columns = (np.arange(n) + 0.5 for n in size)
     x, y = (points[..., i, None] * n for i, n in ((0, width), (1, height)))
-    far = np.hypot((columns - x)[..., None, :], (rows - y)[..., :, None])  # of every pixel from every point
-    shade = np.clip(radius + 0.5 - far, 0, 1).max(1)
+    shade = np.zeros((len(points), height, width))
+    for i in range(points.shape[1]):
+        far = np.hypot((columns - x[:, i])[:, None, :], (rows - y[:, i])[:, :, None])
+        np.maximum(shade, np.clip(radius + 0.5 - far, 0, 1), out=shade)
     colour = np.array([int(PLAIN[i : i + 2], 16) for i in (1, 3, 5)])
     return (shade[..., None] * colour).round().astype(np.uint8)
 

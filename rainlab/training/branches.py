@@ -28,7 +28,8 @@ def export(training: Training, path: Path) -> int:
 def finish(training: Training, steps: int, path: Path, device: str | torch.device = "cpu") -> list[dict]:
     """Train ``steps`` more from the newest checkpoint, the rate falling to zero, and write that as :func:`export` does.
 
-    The training itself is left as it is and can go on: its rate stays high, which learns faster and ends worse.
+    The training itself is left as it is and can go on: its rate stays high, which learns faster and ends worse. All
+    that was learned is written, whatever share of it ``blend`` would keep at the training's own end.
     Returns the branch's history.
     """
     loop.join_processes()
