@@ -8,6 +8,7 @@ guided DDIM, each frame for itself, so that nothing but the design tells them ap
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from tqdm.auto import tqdm
@@ -39,11 +40,17 @@ def variant(preset: Preset, design: str, seed: int = 0) -> Preset:
         got = preset.stage1.start or preset.model.unet_path
         expected = "none: weights learned with a reference network fit no other design, and would decide the comparison"
         raise ValueError(f"preset {preset.name}: got a stage 1 that starts from {got!r}, expected {expected}")
-    changed = override(preset, {"model.design": design, "stage1.seed": preset.stage1.seed + seed})
-    if design == "reference":
-        return changed
-    arithmetic = [count.count(each, "stage1").flops for each in (preset, changed)]
-    return override(changed, {"stage1.steps": round(preset.stage1.steps * arithmetic[0] / arithmetic[1])})
+    changed = override(preset, {"model.design": design})
+    steps = preset.stage1.steps
+    if design != "reference":
+        steps = round(steps * _arithmetic(preset) / _arithmetic(changed))
+    return override(changed, {"stage1.seed": preset.stage1.seed + seed, "stage1.steps": steps})
+
+
+@cache
+def _arithmetic(preset: Preset) -> float:
+    """FLOPs of a sample of stage 1."""
+    return count.count(preset, "stage1").flops
 
 
 def compare(preset: Preset, seeds: Sequence[int] = SEEDS, record: bool = False) -> runs.Run:
