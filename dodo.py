@@ -232,8 +232,9 @@ def final(preset: Preset) -> set[str]:
         variant = override(preset, change)
         if made := stages.recorded(variant, "distill3d"):
             found += [made, stages.recorded(variant, "stage2"), evaluate.measure(variant, "rain")]
-    longer = override(preset, evaluate.LONGER)
-    found += [runs.existing(evaluate.measure, longer, "rain"), stages.recorded(longer, "distill3d")]
+    for change in evaluate.FURTHER.values():
+        variant = override(preset, change)
+        found += [runs.existing(evaluate.measure, variant, "rain"), stages.recorded(variant, "distill3d")]
     found += [run for name in ("speed", "latency") if (run := runs.find(name, preset=preset.name))]
     if runs.find("endless", preset=preset.name):
         found += [endless.long_run(preset, fed_back=fed_back) for fed_back in (False, True)]

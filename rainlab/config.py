@@ -276,7 +276,7 @@ PRESETS: dict[str, Preset] = {
         stage1=replace(_MUON, steps=60_000, batch=8, targets=4, learning_rate=2e-3, decay=0.1, save_every=250),
         stage2=replace(_MUON, steps=4000, batch=2, learning_rate=1e-3, decay=0.5),
         distill2d=StageConfig(steps=2000, batch=8, targets=4, learning_rate=1e-4, decay=0.5, ema=0.95),
-        distill3d=StageConfig(steps=300, batch=2, learning_rate=3e-5, decay=0.5, ema=0.95),  # longer flickers
+        distill3d=StageConfig(steps=300, batch=2, learning_rate=3e-5, decay=0.5, ema=0.95, blend=0.6),  # more flickers
     ),
     "face": Preset(
         name="face",

@@ -72,8 +72,11 @@ ABLATIONS = {
     "K = 16, causal mask": {"stream.causal": True},
 }
 """Section 5.4: what is varied, as overrides of a preset; the first is the paper's setting."""
-LONGER = {"distill3d.steps": 1_200, "distill3d.learning_rate": 1e-4}
-"""A 3D distillation of `small` four times as long, at three times the rate (notebook `22_distill`)."""
+FURTHER = {
+    "300 steps in 3D, all kept": {"distill3d.blend": 1.0},
+    "1,200 steps in 3D": {"distill3d.blend": 1.0, "distill3d.steps": 1_200, "distill3d.learning_rate": 1e-4},
+}
+"""3D distillations of `small` that go further than the shipped one (notebook `22_distill`)."""
 FRAMES = "frames.npy"  # what a method made, in the folder of its run
 STANDING_STILL = ("undistilled", "flat", "rain")  # methods whose flicker is measured, by a frozen pose,
 STILL = 16  # in that many clips: it differs little from clip to clip
