@@ -170,7 +170,7 @@ def readme(preset: Preset) -> str:
     moving, error, flicker = (rain.value(name)["value"] for name in ("true_motion", "tde", "flicker"))
     bad = (
         f"At preset `{preset.name}` RAIN's pictures are {below:.1f} dB below what its autoencoder alone reaches. Its "
-        f"motion error is {error / moving:.1f} times that of a picture that stands still ({moving:.2f}, the true "
+        f"motion error is {error / moving:.2f} times that of a picture that stands still ({moving:.2f}, the true "
         f"motion), and driven by a frozen pose it flickers by {flicker:.2f} grey levels a frame."
     )
     if rival := runs.existing(evaluate.measure, preset, "stream_diffusion_look"):
