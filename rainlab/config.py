@@ -257,6 +257,22 @@ PAPER_TASKS: dict[str, dict[str, Any]] = {
 }
 """Section 5: what differs between the three tasks, as overrides of the ``paper`` preset."""
 
+_FACE = Preset(
+    name="face",
+    data=DataConfig(
+        source="faces", height=128, width=128, clips=1500, frames=17, margin=6, test_frames=48, facing=True
+    ),
+    autoencoder=AutoencoderConfig(factor=8, latent_channels=8, width=40),
+    model=_SMALL_MODEL,
+    loss=LossConfig(condition_dropout=0.03),
+    stream=StreamConfig(guidance=2.5),  # section 5.2
+    train_autoencoder=replace(_AS_SMALL, steps=1500, batch=16, ema=0.99, save_every=200),
+    stage1=replace(_AS_SMALL, steps=3000, batch=8, targets=4, ema=0.995, save_every=200),
+    stage2=replace(_AS_SMALL, steps=1000, batch=2, learning_rate=5e-4, ema=0.99),
+    distill2d=StageConfig(steps=200, batch=8, targets=4, learning_rate=1e-4, decay=0.5, ema=0.95, save_every=50),
+    distill3d=StageConfig(steps=200, batch=2, learning_rate=3e-5, decay=0.5, ema=0.95, blend=0.6, save_every=50),
+)
+
 PRESETS: dict[str, Preset] = {
     "tiny": Preset(
         name="tiny",
@@ -281,35 +297,15 @@ PRESETS: dict[str, Preset] = {
         distill2d=StageConfig(steps=2000, batch=8, targets=4, learning_rate=1e-4, decay=0.5, ema=0.95),
         distill3d=StageConfig(steps=300, batch=2, learning_rate=3e-5, decay=0.5, ema=0.95, blend=0.6),  # more flickers
     ),
-    "face": Preset(
-        name="face",
-        data=DataConfig(
-            source="faces", height=128, width=128, clips=1500, frames=17, margin=6, test_frames=48, facing=True
-        ),
-        autoencoder=AutoencoderConfig(factor=8, latent_channels=8, width=40),
-        model=_SMALL_MODEL,
-        loss=LossConfig(condition_dropout=0.03),
-        stream=StreamConfig(guidance=2.5),  # section 5.2
-        train_autoencoder=replace(_AS_SMALL, steps=1500, batch=16, ema=0.99, save_every=200),
-        stage1=replace(_AS_SMALL, steps=3000, batch=8, targets=4, ema=0.995, save_every=200),
-        stage2=replace(_AS_SMALL, steps=1000, batch=2, learning_rate=5e-4, ema=0.99),
-        distill2d=StageConfig(steps=200, batch=8, targets=4, learning_rate=1e-4, decay=0.5, ema=0.95, save_every=50),
-        distill3d=StageConfig(steps=200, batch=2, learning_rate=3e-5, decay=0.5, ema=0.95, blend=0.6, save_every=50),
-    ),
-    "street": Preset(
+    "face": _FACE,
+    "street": replace(
+        _FACE,
         name="street",
-        data=DataConfig(
-            source="scenes", height=96, width=96, clips=1500, frames=17, margin=6, test_frames=48, facing=True
-        ),
-        autoencoder=AutoencoderConfig(factor=8, latent_channels=8, width=40),
-        model=_SMALL_MODEL,
-        loss=LossConfig(condition_dropout=0.03),
+        data=replace(_FACE.data, source="scenes", height=96, width=96),
         stream=StreamConfig(guidance=3.5),  # section 5.3
-        train_autoencoder=replace(_AS_SMALL, steps=1500, batch=16, ema=0.99, save_every=200),
-        stage1=replace(_AS_SMALL, steps=3000, batch=8, targets=4, ema=0.995, save_every=200),
-        stage2=replace(_AS_SMALL, steps=800, batch=2, learning_rate=5e-4, ema=0.99),
-        distill2d=StageConfig(steps=150, batch=8, targets=4, learning_rate=1e-4, decay=0.5, ema=0.95, save_every=50),
-        distill3d=StageConfig(steps=150, batch=2, learning_rate=3e-5, decay=0.5, ema=0.95, blend=0.6, save_every=50),
+        stage2=replace(_FACE.stage2, steps=800),
+        distill2d=replace(_FACE.distill2d, steps=150),
+        distill3d=replace(_FACE.distill3d, steps=150),
     ),
     "paper": _PAPER,
 }

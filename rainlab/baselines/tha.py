@@ -35,7 +35,6 @@ CORNER = (80, 192)  # where it is pasted: row and column of its upper left pixel
 MORPHS = 39  # how many numbers of the pose the face depends on
 OMEGA = 30.0  # of sine layers
 Region = tuple[int, int, int, int]  # rows and columns: top, left, bottom, right, ends excluded
-WHOLE: Region = (0, 0, SIZE, SIZE)
 WIDTHS = ((360, 360, 180), (180, 180, 90), (90, 90, 90))  # of the body's layers
 FILES = {"character_image_file_name": "character.png", "face_morpher_file_name": "face_morpher.pt",
          "body_morpher_file_name": "body_morpher.pt"}  # fmt: skip

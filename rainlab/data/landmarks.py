@@ -200,11 +200,10 @@ def most_at_rest(points: np.ndarray) -> int:
             _check_rest("driver", dots)
         except ValueError:
             continue
-        ends, width = dots[[0, 4]], face_width(dots)
-        aside = abs(float((dots[PARTS["nose"]][0] - ends.mean(0)) @ (ends[1] - ends[0]))) / width**2
+        width = face_width(dots)
         lips = np.linalg.norm(face[[61, 62, 63]] - face[[67, 66, 65]], axis=-1).mean() / width
         lids = np.linalg.norm(face[[37, 38, 43, 44]] - face[[41, 40, 47, 46]], axis=-1).mean() / width
-        if (far := aside + lips - lids) < least:
+        if (far := abs(_aside(dots)) + lips - lids) < least:
             best, least = number, far
     if best < 0:
         raise ValueError(
@@ -224,14 +223,17 @@ def _check_rest(whose: str, points: np.ndarray) -> None:
                 f"calibrate: the {whose}'s {part} is nearly shut, {share:.2f} of its width high, "
                 f"expected at least {OPEN}; take a picture with open eyes"
             )
-    ends = points[[0, 4]]
-    along, width = _axes(ends, (0, 1))[0], np.linalg.norm(ends[1] - ends[0])
-    aside = float((points[PARTS["nose"]][0] - ends.mean(0)) @ along / width)
-    if abs(aside) > TURNED:
+    if abs(aside := _aside(points)) > TURNED:
         raise ValueError(
             f"calibrate: the {whose} looks aside, nose {aside:+.2f} of the jaw's width from its middle, "
             f"expected at most {TURNED}; take a picture from the front"
         )
+
+
+def _aside(points: np.ndarray) -> float:
+    """How far the nose of 26 points is off the middle of the jaw, in its widths."""
+    ends = points[[0, 4]]
+    return float((points[PARTS["nose"]][0] - ends.mean(0)) @ _axes(ends, (0, 1))[0] / face_width(points))
 
 
 def _axes(part: np.ndarray, axis: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

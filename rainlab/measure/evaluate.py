@@ -81,6 +81,7 @@ FURTHER = {
 }
 """3D distillations of `small` that go further than the shipped one (notebook `22_distill`)."""
 FRAMES = "frames.npy"  # what a method made, in the folder of its run
+OF_TASKS = ("copy", "autoencoder", "wrong", "undistilled", "rain")  # methods measured on faces and streets
 ZERO_SHOT_INNER = 5  # optimisation steps a time step of PoseAnimate's inversion
 STANDING_STILL = ("undistilled", "flat", "rain")  # methods whose flicker is measured, by a frozen pose,
 STILL = 16  # in that many clips: it differs little from clip to clip
@@ -240,11 +241,15 @@ def _trained(preset: Preset, method: str) -> RAIN:
     return stages.trained(trained_as(preset, method), STAGE[method], device())
 
 
+def test_clips(preset: Preset) -> dict:
+    """All that determines the held-out clips, for the hash of a run."""
+    return dataset.clips_of(preset.data, "test").fingerprint() | {"gap": preset.data.test_gap}
+
+
 def describe(preset: Preset, method: str) -> tuple[dict, dict[str, str]]:
     """(config, inputs) that determine a method's numbers."""
     check_method(method)
-    clips = dataset.clips_of(preset.data, "test").fingerprint() | {"gap": preset.data.test_gap}
-    config = {"preset": preset.name, "method": method, "data": clips}
+    config = {"preset": preset.name, "method": method, "data": test_clips(preset)}
     if method == "copy":
         return config, {}
     inputs = {"model": stages.run_id(trained_as(preset, method), STAGE[method])}

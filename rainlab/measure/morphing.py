@@ -30,7 +30,6 @@ VERSION = 2  # raised when the numbers would come out differently
 VERSIONS = {"face": face.VERSION, "driver": driver.VERSION, "studio": body.VERSION}
 PROTOCOL = "landmarks-1"
 WAYS = ("means of groups", "the 13 published transforms", "calibrated")
-METHODS = ("copy", "autoencoder", "wrong", "undistilled", "rain")  # of `evaluate` that are measured
 FPS = 12.0
 DRIVEN = ("the character's own dots", "calibrated", "truth")
 """What moves a face: what it was trained with; a driver; nothing: true pictures, which show what can be seen."""
@@ -143,7 +142,7 @@ def behind(preset: Preset) -> list[runs.Run]:
     """The runs behind notebook `60_face_morphing`. Raises FileNotFoundError if one is missing."""
     gaps = with_gaps(preset)
     found = [runs.get(stages.run_id(preset, stage)) for stage in stages.STAGES]
-    found += [evaluate.measure(preset, method) for method in METHODS]
+    found += [evaluate.measure(preset, method) for method in evaluate.OF_TASKS]
     found += [following(preset), following(preset, stage="stage1")]
     found += [following(gaps, stage="stage1", inputs_from=preset), talking_head()]
     return [*found, runs.get(stages.Training(gaps, "stage1", preset).id)]

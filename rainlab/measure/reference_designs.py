@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 
 from rainlab import runs
 from rainlab.config import Preset, override
-from rainlab.data import dataset
 from rainlab.measure import ablations, count, evaluate, features, metrics
 from rainlab.method import sampling
 from rainlab.method.designs import DESIGNS
@@ -63,7 +62,7 @@ def compare(preset: Preset, seeds: Sequence[int] = SEEDS, record: bool = False) 
     chosen = {(design, seed): variant(preset, design, seed) for design in DESIGNS for seed in seeds}
     config = {"preset": preset.name, "seeds": list(seeds), "clips": CLIPS, "every": EVERY, "steps": STEPS}
     config["guidance"] = preset.stream.guidance
-    config["data"] = dataset.clips_of(preset.data, "test").fingerprint() | {"gap": preset.data.test_gap}
+    config["data"] = evaluate.test_clips(preset)
     inputs = {f"{design}, seed {seed}": stages.run_id(each, "stage1") for (design, seed), each in chosen.items()}
     inputs["features"] = runs.run_id("features", features.CONFIG, features.VERSION)
 

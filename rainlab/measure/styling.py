@@ -22,7 +22,6 @@ from rainlab.training import stages
 
 VERSION = 1  # raised when the numbers would come out differently
 CAMERAS = ("stands", "moves")
-METHODS = ("copy", "autoencoder", "wrong", "undistilled", "rain")  # of `evaluate` that are measured
 WHOLE = ("psnr", "ssim", "tde", "sharpness_error")  # measures of clips
 SECONDS = ("psnr", "sharpness_error")  # and of each second
 
@@ -60,7 +59,7 @@ def _cameras(preset: Preset, run: runs.Run) -> None:
 def behind(preset: Preset) -> list[runs.Run]:
     """The runs behind notebook `61_style_transfer`. Raises FileNotFoundError if one is missing."""
     found = [runs.get(stages.run_id(preset, stage)) for stage in stages.STAGES]
-    return [*found, *(evaluate.measure(preset, method) for method in METHODS), cameras(preset)]
+    return [*found, *(evaluate.measure(preset, method) for method in evaluate.OF_TASKS), cameras(preset)]
 
 
 def styled(

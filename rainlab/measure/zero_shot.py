@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rainlab import runs
-from rainlab.baselines import image_models, pose_animate
+from rainlab.baselines import animate_anyone, image_models, pose_animate
 from rainlab.config import Preset, identity
 from rainlab.data import pose
 from rainlab.data.studio import body
@@ -29,7 +29,7 @@ VERSION = 1  # raised when the numbers would come out differently
 PROTOCOL = "zero-shot-1"
 CLIPS, FRAMES, GAP = 8, 16, 24  # frames behind a gap, as in a test clip
 SMALLER, ASIDE, UP = 0.8, 0.12, 0.05  # the driver: its size, and how far away it stands in widths and heights
-OPTIONS = {"steps": 20, "inner": 5}
+OPTIONS = {"steps": animate_anyone.STEPS, "inner": evaluate.ZERO_SHOT_INNER}
 WHOLE = "PoseAnimate"
 VARIANTS = {
     WHOLE: {},
