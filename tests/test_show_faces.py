@@ -4,9 +4,9 @@ import micro
 import numpy as np
 import pytest
 import torch
-from test_widgets import Browser
+from test_widgets import Browser, png
 
-from rainlab.data import landmarks
+from rainlab.data import detect, landmarks
 from rainlab.data.faces import StudioFaces
 from rainlab.data.studio import body
 from rainlab.data.studio.driver import landmarks as real_landmarks
@@ -102,7 +102,32 @@ def test_a_film_s_points_move_a_character_again_and_again():
         faces.Points(SIZE, points * np.nan)
 
 
-def test_the_panel_of_a_face_model():
+def test_a_face_before_a_camera_is_calibrated_once_it_is_at_rest():
+    poses = torch.zeros(1, 3, len(POSE), dtype=torch.float64)
+    poses[0, 0, POSE.index("head_y")] = 1  # looks aside, then ahead, then speaks
+    poses[0, 2, POSE.index("mouth_aaa")] = 1
+    points = real_landmarks(body.split_seeds("test", 1, 1005), poses)[0].numpy() * faces.Camera.ROWS
+    found = [None, *np.concatenate([points, np.ones((3, 68, 1))], -1), points[2]]
+    camera = faces.Camera(SIZE, lambda picture: found.pop(0), character=1)
+    assert np.array_equal(camera.view, faces.Expression(SIZE, 1).draw([faces.AT_REST[0, 0]])[0])
+
+    def shown():
+        camera.put(png(np.full((48, 64, 3), 100, np.uint8)))
+        return camera.draw([camera.sample(0.0)])[0]
+
+    start, aside, ahead, speaks = (shown() for _ in range(4))
+    assert np.array_equal(start, aside) and (camera.view > 60).any() and np.median(camera.view) == 50
+    own = camera._character
+    at_rest = landmarks.draw(camera._calibration(points[1] / camera.ROWS), SIZE, own._radius)
+    assert np.array_equal(ahead, at_rest) and (speaks != ahead).any()
+    assert np.abs(camera._calibration(points[1] / camera.ROWS) - own._at_rest).max() < 0.1
+    camera.reset()
+    assert camera._calibration is None and np.array_equal(shown(), landmarks.draw(
+        landmarks.calibrate(points[2] / camera.ROWS, own._at_rest)(points[2] / camera.ROWS), SIZE, own._radius
+    ))  # fmt: skip
+
+
+def test_the_panel_of_a_face_model(monkeypatch):
     panel = StreamPanel(MODEL, window=8, guidance=2.0)
     try:
         browser = Browser(panel)
@@ -124,6 +149,17 @@ def test_the_panel_of_a_face_model():
         panel.source.value = "sliders"
         assert panel._driver._goal["mouth open"] == 1.0  # as the slider stands
         browser.more()
+        points = real_landmarks(body.split_seeds("test", 1, 1005), faces.AT_REST)[0, 0].numpy()
+        monkeypatch.setattr(detect, "face_landmarks", lambda: lambda picture: points * picture.shape[0])
+        panel.source.value = "camera"
+        assert isinstance(panel._driver, faces.Camera) and "open eyes" in panel.view.message and not panel.view.trouble
+        browser.say(png(np.full((48, 64, 3), 100, np.uint8)), camera="")
+        browser.until(lambda: panel._driver._calibration is not None)
+        panel.reset()
+        assert panel._driver._calibration is None
+        before = panel._driver._character._at_rest
+        browser.say(pick=4)
+        assert np.abs(panel._driver._character._at_rest - before).max() > 0
     finally:
         panel.close()
     with pytest.raises(ValueError, match="source: got 'keyboard', expected one of"):

@@ -280,10 +280,13 @@ class Camera(Driver):
     def __init__(self, size: Size, detect: Callable[[np.ndarray], np.ndarray | None]):
         self.size, self._detect = size, detect
         self._picture: bytes | None = None
-        standing = Skeleton(size)
-        self._condition = standing.draw([standing.points])[0]
-        self.view = self._condition  # what the camera sees, with the skeleton in it
+        self._condition = self._at_first()
+        self.view = self._condition  # what the camera sees, with what was found in it
         self.received = 0
+
+    def _at_first(self) -> np.ndarray:
+        standing = Skeleton(self.size)
+        return standing.draw([standing.points])[0]
 
     def put(self, picture: bytes) -> None:
         """A new picture, as the bytes of a JPEG; it replaces one that nobody has looked at yet."""
@@ -297,13 +300,17 @@ class Camera(Driver):
         pictures = []
         for data in samples:
             if data is not None:
-                picture = read_picture(BytesIO(data), self.size, fit="crop")
-                found = self._detect(picture)
-                if found is not None:
-                    self._condition = pose.draw(found, self.size).numpy()
-                self.view = np.maximum(picture // 2, self._condition)
+                self._look(BytesIO(data))
             pictures.append(self._condition)
         return np.stack(pictures)
+
+    def _look(self, data: BytesIO) -> None:
+        """Bring `_condition` and `view` up to date."""
+        picture = read_picture(data, self.size, fit="crop")
+        found = self._detect(picture)
+        if found is not None:
+            self._condition = pose.draw(found, self.size).numpy()
+        self.view = np.maximum(picture // 2, self._condition)
 
 
 def gallery(size: Size, characters: int) -> list[np.ndarray]:

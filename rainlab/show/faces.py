@@ -1,11 +1,12 @@
-"""Drivers of faces: an endless expression, sliders, and somebody else's face; see :mod:`rainlab.show.drivers`.
+"""Drivers of faces: an endless expression, sliders, somebody else's face and your own; see :mod:`rainlab.show.drivers`.
 
 All end as dots for one held-out character, whose proportions its dots have: what drives a face model are 26 landmarks
 of the face that it is to make (section 5.2).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from io import BytesIO
 
 import numpy as np
 import torch
@@ -13,6 +14,8 @@ import torch
 from rainlab.data import landmarks
 from rainlab.data.studio import body, driver, face
 from rainlab.data.studio.expression import BOTH, POSE, expressions, pose_of
+from rainlab.data.video import read_picture, resized
+from rainlab.show import dots, drivers
 from rainlab.show.drivers import Driver, Size
 
 
@@ -130,6 +133,45 @@ class Points(Expression):
 
     def _dots(self, points: torch.Tensor) -> np.ndarray:
         return self._calibration(points[0].numpy())
+
+
+class Camera(drivers.Camera):
+    """A face before a camera, calibrated to the character with the first picture that shows it at rest.
+
+    detect: picture uint8 (h, w, 3) -> points (68, 2 or more) in pixels of the picture, or None where nobody is seen.
+    character: as for :class:`Expression`. Until a face has been seen that looks ahead with open eyes, and while nobody
+    is there, the last condition stays; the first is the character at rest.
+    """
+
+    ROWS = 256  # of the pictures that the detector gets, whatever the stream's size
+
+    def __init__(self, size: Size, detect: Callable[[np.ndarray], np.ndarray | None], character: int = 0):
+        self._character = Expression(size, character)
+        super().__init__(size, detect)
+        self._calibration: landmarks.Calibration | None = None
+
+    def reset(self) -> None:
+        """Calibrate anew."""
+        self._calibration = None
+
+    def _at_first(self) -> np.ndarray:
+        return self._character.draw([AT_REST[0, 0]])[0]
+
+    def _look(self, data: BytesIO) -> None:
+        height, width = self.size
+        picture = read_picture(data, (self.ROWS, round(self.ROWS * width / height)), fit="crop")
+        self.view, found = resized(picture, self.size) // 2, self._detect(picture)
+        if found is None:
+            return
+        points, character = found[:, :2] / self.ROWS, self._character
+        self.view = np.maximum(self.view, dots.pictures(points[None] * (height / width, 1), self.size)[0])
+        calibration = self._calibration
+        if calibration is None:
+            try:
+                self._calibration = calibration = landmarks.calibrate(points, character._at_rest)
+            except ValueError:  # not at rest
+                return
+        self._condition = landmarks.draw(calibration(points), self.size, character._radius)
 
 
 def gallery(size: Size, characters: int) -> list[np.ndarray]:

@@ -38,7 +38,13 @@ GALLERY = 6  # characters to choose from
 EVERY = 0.5  # seconds between two updates of the numbers
 SOURCES = {"studio motion": "studio", "dragged skeleton": "skeleton", "keyboard walk": "keyboard",
            "video of poses": "film", "camera": "camera"}  # fmt: skip
-FACES = {"face motion": "face", "face sliders": "sliders", "somebody else's face": "other", "video of dots": "film"}
+FACES = {
+    "face motion": "face",
+    "face sliders": "sliders",
+    "somebody else's face": "other",
+    "video of dots": "film",
+    "camera": "camera",
+}
 RATES = {"as fast as it can": 0.0, "6": 6.0, "12": 12.0, "24": 24.0, "30": 30.0, "60": 60.0}
 SAYS = {
     "stopped": "Press start.",
@@ -47,6 +53,7 @@ SAYS = {
     "ended": "The driver has come to its end.",
     "unwatched": "Stopped: nothing was drawn for five seconds. Press start to go on.",
 }
+LOOK = "Look into the camera with open eyes: the first such picture calibrates your face, `reset` does it again."
 WORDS = {"sho": "shoulder", "elb": "elbow", "wri": "wrist", "hip": "hip", "kne": "knee", "ank": "ankle", "eye": "eye",
          "ear": "ear"}  # fmt: skip
 _panels: "weakref.WeakSet[StreamPanel]" = weakref.WeakSet()  # only one runs: each would take all cores
@@ -133,7 +140,7 @@ class StreamPanel(W.VBox):
 
     def reset(self) -> None:
         """Begin the stream anew, with the same reference and the driver as at its beginning."""
-        if isinstance(self._driver, drivers.Skeleton):
+        if isinstance(self._driver, drivers.Skeleton | faces.Camera):
             self._driver.reset()
         self.live.reset()
 
@@ -307,15 +314,16 @@ class StreamPanel(W.VBox):
             driver = drivers.Film(Path(self.film.value).expanduser(), self.size)
         else:
             try:
-                see = detect.body_detector()
+                see = detect.face_landmarks() if self.faces else detect.body_detector()
             except (FileNotFoundError, ModuleNotFoundError) as error:
                 see, self._note = lambda picture: None, f"The camera is shown, but drives nothing: {error}"
-            driver = drivers.Camera(self.size, see)
+            driver = faces.Camera(self.size, see, self._character) if self.faces else drivers.Camera(self.size, see)
         self._driver = driver
         self.live.drive(driver)
         self.view.source = kind
         self._filming()
-        self._tell(self._note or SAYS.get(self.live.state, ""), trouble=bool(self._note))
+        says = LOOK if isinstance(driver, faces.Camera) else SAYS.get(self.live.state, "")
+        self._tell(self._note or says, trouble=bool(self._note))
 
     def _slide(self, name: str, value: float) -> None:
         if isinstance(self._driver, faces.Sliders):
@@ -373,7 +381,7 @@ class StreamPanel(W.VBox):
         self._character = number
         in_gallery = number < len(self._pictures)
         self.reference(self._pictures[number] if in_gallery else self._cast.reference(self.size, number))
-        if self.source.value not in ("film", "camera"):  # skeleton or dots take the character's proportions
+        if self.source.value not in ("film", *([] if self.faces else ["camera"])):  # others take its proportions
             self._choose_driver()
 
     # -- what it says to the browser; from any thread ----------------------------------------------------------------
