@@ -83,12 +83,12 @@ class Sine(nn.Module):
 
 
 class FaceMorpher(nn.Module):
-    """The face, RGBA ``(4, size, size)`` from the first 39 numbers of a pose ``(45,)``."""
+    """The face, RGBA ``(4, size, size)`` from the first 39 ``numbers`` of a pose ``(45,)``."""
 
-    def __init__(self, width: int = 128, layers: int = 8, size: int = FACE):
+    def __init__(self, width: int = 128, layers: int = 8, size: int = FACE, numbers: int = MORPHS):
         super().__init__()
-        self.size = size
-        inputs = [2 + MORPHS] + [width] * (layers - 1)
+        self.size, self.numbers = size, numbers
+        inputs = [2 + numbers] + [width] * (layers - 1)
         self.siren = nn.Module()
         self.siren.sine_layers = nn.ModuleList(Sine(count, width, i == 0) for i, count in enumerate(inputs))
         self.siren.last_linear = nn.Conv2d(width, 4, 1)
@@ -97,7 +97,7 @@ class FaceMorpher(nn.Module):
         first, *others = self.siren.sine_layers
         pixels, made = Pixels.of((0, 0, self.size, self.size), self.size, levels=1).to(pose.device), []
         for part in parts(self.size**2):
-            x = first.begin(None, pixels, 0, pose[:MORPHS], part)
+            x = first.begin(None, pixels, 0, pose[: self.numbers], part)
             for layer in others:
                 x = layer(x)
             made.append(pointwise(self.siren.last_linear, x))

@@ -151,6 +151,15 @@ def train_body(
     return _fit(network, loss, BODY_RATES, lessons, examples, "body", state)
 
 
+def train_whole(network: tha.FaceMorpher, lessons: Lessons, examples: int, state: Path | None = None) -> list[float]:
+    """Train one network of sine layers to paint all of the final picture (section 5.2); rates are the body's."""
+
+    def loss(number: int, share: float) -> Tensor:
+        return (network(lessons.pose[number]) - lessons.final[number]).abs().mean()
+
+    return _fit(network, loss, BODY_RATES, lessons, examples, "whole", state)
+
+
 def _fit(
     network: nn.Module, loss, rates, lessons: Lessons, examples: int, what: str, state: Path | None
 ) -> list[float]:

@@ -149,28 +149,34 @@ def behind(preset: Preset) -> list[runs.Run]:
 
 
 def driven(
-    preset: Preset, numbers: Sequence[int], frames: int, model: RAIN, by: int | None = None
+    preset: Preset,
+    numbers: Sequence[int],
+    frames: int,
+    model: RAIN,
+    by: int | None = None,
+    ways: Sequence[str] = DRIVEN[:2],
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Openings of the drivers ``(b, f, 3)``, and films of the characters by DRIVEN, uint8 ``(b, f, h, w, 3)``.
+    """Openings of the drivers ``(b, f, 3)``, and films of the characters, uint8 ``(b, f, h, w, 3)``.
 
-    ``by``: as for :func:`pair`.
+    ``by``: as for :func:`pair`. Films: by those ``ways`` of DRIVEN that are streamed, and the truth.
     """
     size, told, truth = preset.data.size, [], []
-    conditions: dict[str, list[np.ndarray]] = {way: [] for way in DRIVEN[:2]}
+    conditions: dict[str, list[np.ndarray]] = {way: [] for way in ways}
     for number in numbers:
         points, dots, made = pair(number, frames, by)
         who, _, pose = _cast(number, frames, by)
         clip = face.render(who, pose=pose, size=size)
         radius = landmarks.dot_radius(clip.landmarks[0, 0].numpy(), size[0])
-        for way, drawn in zip(DRIVEN, (dots, made["calibrated"]), strict=False):
-            conditions[way].append(np.stack([landmarks.draw(each, size, radius) for each in drawn]))
+        drawn = dict(zip(DRIVEN, (dots, made["calibrated"]), strict=False))
+        for way, pictures in conditions.items():
+            pictures.append(np.stack([landmarks.draw(each, size, radius) for each in drawn[way]]))
         truth.append(clip.frames[0].numpy())
         told.append(openings.openings(points))
     films = {"truth": np.stack(truth)}
     options = evaluate.stream_options(preset, model)
     for way, pictures in conditions.items():
         films[way] = sampling.stream(model, films["truth"][:, 0], np.stack(pictures), **options)
-    return np.stack(told), {way: films[way] for way in DRIVEN}
+    return np.stack(told), {way: films[way] for way in DRIVEN if way in films}
 
 
 def talking_head(film: str | Path | None = None, fps: float = FPS, device: str = "cpu") -> runs.Run:

@@ -1,0 +1,103 @@
+"""Students of drawn faces: what is trained, what is measured, and that both can be looked at again."""
+
+import numpy as np
+import pytest
+import torch
+
+from rainlab import runs
+from rainlab.baselines import tha, tha_distill
+from rainlab.measure import metrics, students
+
+MICRO = students.Recipe(32, 6, 3, 24, 16, (16, 3), ((16, 12), (12, 8)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAINLAB_RUNS", str(tmp_path_factory.mktemp("students")))
+        yield
+
+
+@pytest.mark.parametrize("architecture", students.ARCHITECTURES)
+def test_a_student_is_trained_measured_and_drawn_again(architecture):
+    with pytest.raises(FileNotFoundError):
+        students.student(0, MICRO, architecture=architecture)
+    run = students.student(0, MICRO, True, architecture)
+    assert students.student(0, MICRO, architecture=architecture).id == run.id
+    parts = {row["part"]: row["step"] for row in run.metrics() if row["metric"] == "loss"}
+    assert parts == ({"whole": 2} if architecture == "Vanilla SIREN" else {"face": 3, "body": 2})
+    asked = students.lessons(0, MICRO, "test")
+    drawn = students.pictures(students.load(run), asked.pose)
+    truth = np.stack([students.on_white(each) for each in asked.final])
+    assert drawn.shape == truth.shape == (3, 32, 32, 3)
+    for method, frames in (("student", drawn), ("copy", students.on_white(asked.character)[None].repeat(3, 0))):
+        for name, function in (("psnr", metrics.psnr), ("ssim", metrics.ssim)):
+            row = run.value(name, method=method)
+            assert row["n"] == 3 and row["protocol"] == students.PROTOCOL
+            assert row["value"] == pytest.approx(function(frames[:, None], truth[:, None]).mean(), rel=1e-6)
+
+
+def test_students_differ_by_all_that_they_are_told():
+    told = [(0, MICRO), (1, MICRO), (0, MICRO, "Vanilla SIREN"), (0, MICRO, "Section 4.1", "B")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "made", lambda make, record, preset, *given: runs.run_id(*given))
+        assert len({students.student(who, recipe, False, *more) for who, recipe, *more in told}) == len(told)
+
+
+def test_a_training_goes_on_where_it_stopped(monkeypatch):
+    whole, kept = students.student(2, MICRO, True), tha_distill.train_body
+
+    def stops(*given):
+        kept(*given)
+        raise KeyboardInterrupt
+
+    again = students.Recipe(**vars(MICRO) | {"tests": 4})  # another run of the same training
+    monkeypatch.setattr(tha_distill, "train_body", stops)
+    with pytest.raises(KeyboardInterrupt):
+        students.student(2, again, True)
+    monkeypatch.setattr(tha_distill, "train_body", kept)
+    monkeypatch.setattr(tha_distill, "face_loss", None)  # of the face nothing is left to do
+    resumed = students.student(2, again, True)
+    ours, theirs = (students._tensors(students.load(run)) for run in (whole, resumed))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
+
+
+def test_phases_that_are_left_share_the_whole_training():
+    assert [weights for _, weights in students.phases_of("G")] == [weights for _, weights in tha_distill.PHASES]
+    assert [begin for begin, _ in students.phases_of("G")] == pytest.approx([0, 4 / 15, 8 / 15])
+    assert students.phases_of("B") == [(0.0, (5.0, 2.5, 1.0, 1.0))]
+    (first, one), (second, other) = students.phases_of("E")
+    assert (first, second) == (0, pytest.approx(4 / 11))
+    assert (one, other) == ((0.5, 0.25, 2.0, 0.25), (1.0, 1.0, 1.0, 10.0))
+
+
+def test_the_face_is_where_something_moves():
+    given = students.lessons(1, MICRO)
+    (top, left), side = students.face_place(given)
+    moves = tha_distill.movable(given, (0, 0), 32)
+    assert side % 8 == 0 and 0 <= top <= 32 - side and 0 <= left <= 32 - side
+    assert moves[top : top + side, left : left + side].sum() == moves.sum() > 0
+
+
+def test_a_vanilla_siren_has_as_many_numbers_as_the_body():
+    for recipe in (students.Recipe(), students.RECIPES["tiny"]):
+        painter, own = students._painter(recipe), tha.BodyMorpher(recipe.widths, recipe.size)
+        ours, theirs = (sum(p.numel() for p in network.parameters()) for network in (painter, own))
+        assert ours == pytest.approx(theirs, rel=0.02)
+        assert len(painter.siren.sine_layers) == 9 and painter.numbers == 45
+
+
+def test_pictures_are_shown_on_white():
+    made = tha.from_picture(np.array([[[200, 100, 0, 255], [10, 20, 30, 0]]], np.uint8))
+    assert students.on_white(made).tolist() == [[[200, 100, 0], [255, 255, 255]]]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [({"recipe": "large"}, "recipe: got 'large', expected one of tiny, small, paper"),
+     ({"architecture": "MLP"}, "architecture: got 'MLP', expected one of Section 4.1"),
+     ({"model": "H"}, "model: got 'H', expected one of A, B")],
+)  # fmt: skip
+def test_unknown_names_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        students.student(0, **given)
