@@ -13,6 +13,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -54,21 +55,35 @@ class Lessons:
         return len(self.pose)
 
 
-def studio_lessons(seed: Tensor, poses: Tensor, size: int = 128, together: int = 32) -> Lessons:
-    """Exact lessons of one of the studio's faces (its seed ``(1,)``) in poses ``(n, 45)``.
+class Turns(NamedTuple):
+    """n faces before they turn and after; ``grid`` and ``known`` as in :class:`Lessons`."""
+
+    faced: Tensor
+    final: Tensor
+    grid: Tensor
+    known: Tensor
+
+
+def studio_turns(seeds: Tensor, poses: Tensor, size: int = 128, together: int = 32) -> Turns:
+    """Of the studio's faces, their seeds ``(n,)``, in poses ``(n, 45)``.
 
     Known is the flow of what can be seen in both pictures; the rest only the direct picture can show.
     """
     poses, parts = poses.double(), []
     still = poses.clone()
     still[:, tha_teacher.TURN] = 0
-    for turned, faced in zip(poses.split(together), still.split(together), strict=True):
-        clips = face.render(seed.repeat(len(turned)), pose=torch.stack([turned, faced], 1), size=(size, size))
+    for some, turned, faced in zip(*(x.split(together) for x in (seeds, poses, still)), strict=True):
+        clips = face.render(some, pose=torch.stack([turned, faced], 1), size=(size, size))
         pictures = torch.cat([clips.frames, clips.mask[..., None].byte() * 255], -1).numpy()
         final, before = (torch.stack([tha.from_picture(x) for x in pictures[:, i]]) for i in (0, 1))
         known = (clips.visible[:, 0] & clips.mask[:, 0])[:, None].float()
-        parts.append((final, before, clips.flow[:, 0].permute(0, 3, 1, 2) * 2 / size, known))
-    final, faced, grid, known = (torch.cat(column) for column in zip(*parts, strict=True))
+        parts.append((before, final, clips.flow[:, 0].permute(0, 3, 1, 2) * 2 / size, known))
+    return Turns(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def studio_lessons(seed: Tensor, poses: Tensor, size: int = 128) -> Lessons:
+    """Exact lessons of one of the studio's faces (its seed ``(1,)``) in poses ``(n, 45)``; see :func:`studio_turns`."""
+    faced, final, grid, known = studio_turns(seed.repeat(len(poses)), poses, size)
     rest = face.render(seed, pose=torch.zeros(1, 1, len(POSE), dtype=torch.float64), size=(size, size))
     picture = np.concatenate([rest.frames[0, 0].numpy(), rest.mask[0, 0, ..., None].numpy() * np.uint8(255)], -1)
     return Lessons(poses.float(), tha.from_picture(picture), faced, final, final, grid, known)

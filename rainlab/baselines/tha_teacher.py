@@ -310,7 +310,7 @@ class Turned(NamedTuple):
     direct: Tensor
 
 
-def _turned(planes: Tensor, picture: Tensor) -> Turned:
+def turned(planes: Tensor, picture: Tensor) -> Turned:
     direct, grid, alpha = planes.split((4, 2, 1), 1)
     alpha, warped = alpha.sigmoid(), move(picture, grid)
     return Turned(blend(alpha, direct, warped), alpha, warped, grid, direct)
@@ -324,7 +324,7 @@ class BodyMorpher(nn.Module):
         self.body = UNet(64, (1, 2, 4, 4, 4))
 
     def forward(self, picture: Tensor, pose: Tensor) -> Turned:
-        return _turned(self.body(picture, pose), picture)
+        return turned(self.body(picture, pose), picture)
 
 
 class Upscaler(nn.Module):
@@ -338,7 +338,7 @@ class Upscaler(nn.Module):
     def forward(self, picture: Tensor, coarse: Tensor, grid: Tensor, pose: Tensor) -> Turned:
         """coarse: the turned picture enlarged; grid: likewise."""
         seen = torch.cat([coarse, move(picture, grid), grid], 1)
-        return _turned(self.body(picture, pose, self.coarse_image_conv(seen)), picture)
+        return turned(self.body(picture, pose, self.coarse_image_conv(seen)), picture)
 
 
 # -- all of them -----------------------------------------------------------------------------------------------------

@@ -1,0 +1,171 @@
+"""Two designs of Talking Head Anime's body rotator on the studio's faces: its Tables 2 and 3 at small scale.
+
+A rotator gets a face that does what the pose says but does not turn, and turns head and body. Talking Head Anime 3 has
+an encoder and a decoder for it, the fourth a U-Net with attention (section 3.1). Both are trained on the same
+characters for the same arithmetic and measured on others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+from rainlab import runs
+from rainlab.baselines import tha_distill
+from rainlab.baselines.tha_distill import Turns
+from rainlab.baselines.tha_teacher import TURN, Coder, Turned, UNet, move, turned
+from rainlab.data.studio import body, face
+from rainlab.measure import metrics, students
+from rainlab.method.checkpoint import write_tensors
+from rainlab.training import weights
+
+VERSION = 1
+PROTOCOL = "rotators-1"
+DESIGNS = ("THA3", "Section 3.1")
+SEEDS = (0, 1, 2)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How large the rotators are, and how long they learn."""
+
+    size: int = 64  # of the pictures
+    characters: int = 2000  # of training, in one pose each
+    tests: int = 128  # characters that training never sees
+    steps: int = 3000  # of the design of section 3.1; the other takes as many as the same arithmetic pays for
+    batch: int = 8
+    learning_rate: float = 3e-4
+    encoder: tuple[int, ...] = (32, 64, 128, 256)  # widths of THA3's
+    width: int = 32  # of section 3.1's first level,
+    factors: tuple[int, ...] = (1, 2, 4, 4)  # and of all
+
+
+SMALL = Recipe()
+
+
+class EncoderDecoder(nn.Module):
+    """THA3's: features at full size, from them flow, direct picture and alpha."""
+
+    def __init__(self, widths: Sequence[int]):
+        super().__init__()
+        self.body, self.last = Coder(4, TURN.stop - TURN.start, widths), nn.Conv2d(widths[0], 7, 3, padding=1)
+
+    def forward(self, picture: Tensor, pose: Tensor) -> Tensor:
+        return self.last(self.body.features(picture, pose))
+
+
+def build(design: str, recipe: Recipe) -> nn.Module:
+    """An untrained rotator: ``(picture (n, 4, h, w), pose (n, 6)) -> 7 planes``, direct, flow, alpha."""
+    if design not in DESIGNS:
+        raise ValueError(f"design: got {design!r}, expected one of {', '.join(DESIGNS)}")
+    return EncoderDecoder(recipe.encoder) if design == DESIGNS[0] else UNet(recipe.width, recipe.factors)
+
+
+def turn(network: nn.Module, picture: Tensor, pose: Tensor) -> Turned:
+    """Pictures ``(n, 4, h, w)`` turned as poses ``(n, 45)`` say."""
+    return turned(network(picture, pose[:, TURN]), picture)
+
+
+def steps_of(design: str, recipe: Recipe) -> int:
+    """Steps whose arithmetic is that of the design of section 3.1 in ``recipe.steps``."""
+    return round(recipe.steps * arithmetic(DESIGNS[1], recipe) / arithmetic(design, recipe))
+
+
+@lru_cache(maxsize=8)
+def arithmetic(design: str, recipe: Recipe) -> int:
+    """FLOPs of one picture."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        picture, pose = torch.zeros(1, 4, recipe.size, recipe.size), torch.zeros(1, TURN.stop - TURN.start)
+        build(design, recipe).eval()(picture, pose)
+    return counter.get_total_flops()
+
+
+def loss_of(made: Turned, given: Turns) -> Tensor:
+    """Mean absolute errors of final, direct and warped picture and of the flow, the last two where that is known."""
+    share = given.known.mean().clamp(min=1e-6)
+    warped = move(given.faced, given.grid)
+    errors = [(made.picture - given.final).abs().mean(), (made.direct - given.final).abs().mean()]
+    errors += [((made.warped - warped).abs() * given.known).mean() / share]
+    errors += [((made.grid - given.grid).abs() * given.known).mean() / share]
+    return torch.stack(errors).sum()
+
+
+def rotator(design: str, seed: int = 0, recipe: Recipe = SMALL, record: bool = False) -> runs.Run:
+    """The run that trained a rotator and measured it; its weights are in its folder.
+
+    Metrics over test characters, label ``method`` ("rotator", or "copy": not turned): MEASURES of
+    :mod:`rainlab.measure.students`; ``steps``, ``parameters``, ``flops`` of a picture; ``loss`` by step. ``record``: as
+    in :func:`rainlab.measure.evaluate.measure`.
+    """
+    build(design, recipe)  # the name is known
+    config = {"design": design, "seed": seed, "recipe": asdict(recipe)}
+    config |= {"studio": body.VERSION, "face": face.VERSION}
+
+    def make(run: runs.Run) -> None:
+        network, curve = train(design, seed, recipe)
+        write_tensors(run.path / weights.NAME, network.state_dict())
+        for step in range(0, len(curve), max(1, len(curve) // 200)):
+            run.record("loss", curve[step], step=step + 1)
+        run.record("steps", len(curve))
+        run.record("parameters", sum(p.numel() for p in network.parameters()))
+        run.record("flops", arithmetic(design, recipe))
+        pose, given = pictures("test", recipe.tests, recipe)
+        truth, still = (shown(x) for x in (given.final, given.faced))
+        for method, frames in {"rotator": shown(turn_all(network, given.faced, pose)), "copy": still}.items():
+            values = metrics.evaluate(frames[:, None], truth[:, None])
+            for name in students.MEASURES:
+                run.record(name, *metrics.bootstrap(values[name]), PROTOCOL, method=method)
+
+    return runs.made(make, record, None, "rotator", config, VERSION)
+
+
+def train(design: str, seed: int, recipe: Recipe) -> tuple[nn.Module, list[float]]:
+    """The network, and the loss of each step."""
+    pose, given = pictures("train", recipe.characters, recipe)
+    torch.manual_seed(seed)
+    draw, network, steps = torch.Generator().manual_seed(seed), build(design, recipe), steps_of(design, recipe)
+    optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, steps)
+    curve = []
+    for _ in (bar := tqdm(range(steps), f"{design}, seed {seed}", leave=False)):
+        rows = torch.randint(len(pose), (recipe.batch,), generator=draw)
+        some = Turns(*(x[rows] for x in given))
+        value = loss_of(turn(network, some.faced, pose[rows]), some)
+        optimizer.zero_grad()
+        value.backward()
+        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        curve.append(value.item())
+        bar.set_postfix(loss=f"{curve[-1]:.4f}", refresh=False)
+    return network.eval().requires_grad_(False), curve
+
+
+@lru_cache(maxsize=2)
+def pictures(split: str, count: int, recipe: Recipe) -> tuple[Tensor, Turns]:
+    """(Poses ``(n, 45)``, pictures) of n characters of a split, each in a pose of its own."""
+    poses = tha_distill.natural_poses(count, 1000, split)
+    return poses.float(), tha_distill.studio_turns(body.split_seeds(split, count), poses, recipe.size)
+
+
+@torch.inference_mode()
+def turn_all(network: nn.Module, faced: Tensor, pose: Tensor) -> Tensor:
+    """All of them, some at a time."""
+    return torch.cat([turn(network, *some).picture for some in zip(faced.split(16), pose.split(16), strict=True)])
+
+
+def shown(made: Tensor) -> np.ndarray:
+    """Pictures ``(n, 4, h, w)`` on white: uint8 ``(n, h, w, 3)``."""
+    return np.stack([students.on_white(each) for each in made])
+
+
+def compare(seeds: Sequence[int] = SEEDS, recipe: Recipe = SMALL, record: bool = False) -> dict[str, list[runs.Run]]:
+    """Design -> its runs, one a seed (Table 2)."""
+    return {design: [rotator(design, seed, recipe, record) for seed in seeds] for design in DESIGNS}
