@@ -189,7 +189,7 @@ def test_drivers_tell_what_the_characters_are_to_do():
     points, _, _ = morphing.pair(3, 9)
     np.testing.assert_allclose(told[0], openings.openings(points))
     assert [*films] == [*morphing.DRIVEN] and {film.shape for film in films.values()} == {(1, 9, 64, 64, 3)}
-    who, _, pose = morphing._cast(3, 9)
+    who, _, pose = morphing.cast(3, 9)
     np.testing.assert_array_equal(films["truth"], face.render(who, pose=pose).frames)
     assert morphing._correlation(np.arange(4.0), np.ones(4)) == 0
 

@@ -42,7 +42,7 @@ def pair(number: int, frames: int, by: int | None = None) -> tuple[np.ndarray, n
     Frame 0 shows both at rest, the others a motion. Every way is given the size and place that the faces have at rest,
     when both are seen.
     """
-    who, whom, pose = _cast(number, frames, by)
+    who, whom, pose = cast(number, frames, by)
     points = driver.landmarks(whom, pose)[0].numpy()
     truth = landmarks.to_anime(face.landmarks(who, pose, (128, 128))[0][0].double().numpy(), ())
     made = {}
@@ -56,7 +56,7 @@ def pair(number: int, frames: int, by: int | None = None) -> tuple[np.ndarray, n
     return points, truth, made
 
 
-def _cast(number: int, frames: int, by: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def cast(number: int, frames: int, by: int | None = None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Seeds of a character and a driver, and the poses ``(1, f, 45)`` that both take, first at rest."""
     by = number if by is None else by
     pose = expressions(body.split_seeds("test", 1, 2000 + by), torch.arange(frames, dtype=torch.float64) / FPS)
@@ -164,7 +164,7 @@ def driven(
     conditions: dict[str, list[np.ndarray]] = {way: [] for way in ways}
     for number in numbers:
         points, dots, made = pair(number, frames, by)
-        who, _, pose = _cast(number, frames, by)
+        who, _, pose = cast(number, frames, by)
         clip = face.render(who, pose=pose, size=size)
         radius = landmarks.dot_radius(clip.landmarks[0, 0].numpy(), size[0])
         drawn = dict(zip(DRIVEN, (dots, made["calibrated"]), strict=False))

@@ -104,9 +104,7 @@ def rotator(design: str, seed: int = 0, recipe: Recipe = SMALL, record: bool = F
     :mod:`rainlab.measure.students`; ``steps``, ``parameters``, ``flops`` of a picture; ``loss`` by step. ``record``: as
     in :func:`rainlab.measure.evaluate.measure`.
     """
-    build(design, recipe)  # the name is known
-    config = {"design": design, "seed": seed, "recipe": asdict(recipe)}
-    config |= {"studio": body.VERSION, "face": face.VERSION}
+    config = _config(design, seed, recipe)
 
     def make(run: runs.Run) -> None:
         network, curve = train(design, seed, recipe)
@@ -124,6 +122,16 @@ def rotator(design: str, seed: int = 0, recipe: Recipe = SMALL, record: bool = F
                 run.record(name, *metrics.bootstrap(values[name]), PROTOCOL, method=method)
 
     return runs.made(make, record, None, "rotator", config, VERSION)
+
+
+def rotator_id(design: str, seed: int = 0, recipe: Recipe = SMALL) -> str:
+    """The id of a run of :func:`rotator`, known before it is made."""
+    return runs.run_id("rotator", _config(design, seed, recipe), VERSION)
+
+
+def _config(design: str, seed: int, recipe: Recipe) -> dict:
+    build(design, recipe)  # the name is known
+    return {"design": design, "seed": seed, "recipe": asdict(recipe), "studio": body.VERSION, "face": face.VERSION}
 
 
 def train(design: str, seed: int, recipe: Recipe) -> tuple[nn.Module, list[float]]:

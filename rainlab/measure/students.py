@@ -72,12 +72,7 @@ def student(
     Raises:
         ValueError: another name. FileNotFoundError: nothing recorded.
     """
-    for name, value, known in (("architecture", architecture, ARCHITECTURES), ("model", model, MODELS)):
-        if value not in known:
-            raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(known)}")
-    chosen = _recipe(recipe)
-    config = {"character": character, "recipe": asdict(chosen), "architecture": architecture, "model": model}
-    config |= {"studio": body.VERSION, "face": face.VERSION}
+    chosen, config = recipe_of(recipe), _config(character, recipe, architecture, model)
 
     def make(run: runs.Run) -> None:
         given = lessons(character, chosen)
@@ -98,6 +93,19 @@ def student(
         measure(run, network, character, chosen)
 
     return runs.made(make, record, None, "student", config, VERSION)
+
+
+def student_id(character: int, recipe: str | Recipe = "small", architecture=ARCHITECTURES[0], model="G") -> str:
+    """The id of a run of :func:`student`, known before it is made."""
+    return runs.run_id("student", _config(character, recipe, architecture, model), VERSION)
+
+
+def _config(character: int, recipe: str | Recipe, architecture: str, model: str) -> dict:
+    for name, value, known in (("architecture", architecture, ARCHITECTURES), ("model", model, MODELS)):
+        if value not in known:
+            raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(known)}")
+    config = {"character": character, "recipe": asdict(recipe_of(recipe)), "architecture": architecture, "model": model}
+    return config | {"studio": body.VERSION, "face": face.VERSION}
 
 
 @lru_cache(maxsize=2)
@@ -174,7 +182,8 @@ def face_place(given: Lessons) -> tuple[tuple[int, int], int]:
     return (top, left), side
 
 
-def _recipe(recipe: str | Recipe) -> Recipe:
+def recipe_of(recipe: str | Recipe) -> Recipe:
+    """A recipe, or that of a name. ValueError for another."""
     if isinstance(recipe, Recipe):
         return recipe
     if recipe not in RECIPES:

@@ -65,6 +65,8 @@ COLUMNS = {
     "ssim_fg": ("SSIM fg ↑", 3),
     "sharpness_error": ("sharpness error ↓", 3),
     "tde": ("motion error ↓", 2),
+    "psnr_face": ("PSNR face ↑", 2),
+    "ssim_face": ("SSIM face ↑", 3),
     "psnr_64x48": ("PSNR at 64×48 ↑", 2),
     "ssim_64x48": ("SSIM at 64×48 ↑", 3),
     "psnr_fg_64x48": ("PSNR fg at 64×48 ↑", 2),
@@ -112,11 +114,11 @@ def table1(preset: Preset, record: bool = False, slow: bool = False) -> Table:
     found = {label: evaluate.measure(preset, method, record).metrics() for method, label in evaluate.METHODS.items()}
     slow = {label: runs.existing(evaluate.measure, preset, method) for method, label in evaluate.SLOW.items()}
     found |= {label: run.metrics() for label, run in slow.items() if run}
-    measured = {row["metric"] for rows in found.values() for row in rows}
-    shown += tuple(name for name in COLUMNS if name.endswith(("_64x48", "_studio")) and name in measured)
-    ours = [_measured(label, rows, shown) for label, rows in found.items()]
+    there = {row["metric"] for rows in found.values() for row in rows}
+    shown += tuple(name for name in COLUMNS if name.endswith(("_64x48", "_studio")) and name in there)
+    ours = [measured(label, rows, shown) for label, rows in found.items()]
     more = tuple(COLUMNS[metric][0] for metric in shown[2:])
-    return _frame([*_quality("Table 1", reported.TABLE1), *ours], (*reported.QUALITY[:2], *more, *reported.QUALITY[2:]))
+    return frame([*_quality("Table 1", reported.TABLE1), *ours], (*reported.QUALITY[:2], *more, *reported.QUALITY[2:]))
 
 
 def table2(preset: Preset, record: bool = False) -> Table:
@@ -133,18 +135,18 @@ def table2(preset: Preset, record: bool = False) -> Table:
         work = own["flops_per_frame"]["value"]
         own["gflop"] = {"metric": "gflop", "value": work / 1e9}
         own["share"] = {"metric": "share", "value": 100 * work * own["frames_per_second"]["value"] / ceiling}
-        rows.append(_measured(contender, own.values(), shown) | where)
-    return _frame(rows, ("on", "size", *(COLUMNS[metric][0] for metric in shown)))
+        rows.append(measured(contender, own.values(), shown) | where)
+    return frame(rows, ("on", "size", *(COLUMNS[metric][0] for metric in shown)))
 
 
 def table3(preset: Preset, record: bool = False) -> Table:
     """The ablations of section 5.4, one training each; ``record`` as in :func:`evaluate.ablations`."""
     shown = ("psnr", "ssim", "psnr_fg", "tde", "flicker", "true_motion", "flicker_border_ratio")
     found = evaluate.ablations(preset, record) | {"K = 16, no motion modules": evaluate.measure(preset, "flat", record)}
-    ours = [_measured(label, run.metrics(), shown) for label, run in found.items()]
+    ours = [measured(label, run.metrics(), shown) for label, run in found.items()]
     temporal = tuple(COLUMNS[metric][0] for metric in shown[3:])
     first, last = reported.QUALITY[:2], reported.QUALITY[2:]
-    return _frame([*_quality("Table 3", reported.TABLE3), *ours], (*first, "PSNR fg ↑", *last, *temporal))
+    return frame([*_quality("Table 3", reported.TABLE3), *ours], (*first, "PSNR fg ↑", *last, *temporal))
 
 
 def named(variant: str, method: str) -> str:
@@ -167,8 +169,8 @@ def grid(preset: Preset, change: bool = False) -> Table:
             own = [row | {"metric": row["metric"][:-7]} for row in own if row["metric"].endswith("_change")]
         own = [row for row in own if row.get("seed", "all") == "all"]
         if own:
-            rows.append(_measured(named(label, method), own, shown) | {"n": count})
-    return _frame(rows, tuple(COLUMNS[metric][0] for metric in shown))
+            rows.append(measured(named(label, method), own, shown) | {"n": count})
+    return frame(rows, tuple(COLUMNS[metric][0] for metric in shown))
 
 
 def differences(preset: Preset, record: bool = False, pairs: evaluate.Pairs = evaluate.PAIRS) -> Table:
@@ -178,8 +180,8 @@ def differences(preset: Preset, record: bool = False, pairs: evaluate.Pairs = ev
     rows = []
     for a, b in pairs:
         pair = [row for row in found if (row["a"], row["b"]) == (a, b)]
-        rows.append(_measured(f"{names[a]} − {names[b]}", pair, shown))
-    return _frame(rows, tuple(COLUMNS[metric][0] for metric in shown))
+        rows.append(measured(f"{names[a]} − {names[b]}", pair, shown))
+    return frame(rows, tuple(COLUMNS[metric][0] for metric in shown))
 
 
 def faster(preset: Preset, record: bool = False) -> Table:
@@ -192,8 +194,8 @@ def faster(preset: Preset, record: bool = False) -> Table:
     for name, label in evaluate.OTHERS.items():
         given = preset, name
         found[label] = evaluate.measure(*given, record=True) if record else runs.existing(evaluate.measure, *given)
-    rows = [_measured(label, run.metrics(), shown) for label, run in found.items() if run]
-    return _frame(rows, tuple(COLUMNS[metric][0] for metric in shown))
+    rows = [measured(label, run.metrics(), shown) for label, run in found.items() if run]
+    return frame(rows, tuple(COLUMNS[metric][0] for metric in shown))
 
 
 def delays(preset: Preset, record: bool = False) -> Table:
@@ -242,7 +244,7 @@ def _quality(name: str, table: Mapping[str, tuple]) -> list[dict[str, str]]:
     return rows
 
 
-def _measured(method: str, recorded: Iterable[Mapping[str, Any]], metrics: Iterable[str]) -> dict[str, str]:
+def measured(method: str, recorded: Iterable[Mapping[str, Any]], metrics: Iterable[str]) -> dict[str, str]:
     """One of our rows: the cells of those of ``metrics`` that were recorded."""
     values = {row["metric"]: row for row in recorded}
     found = {COLUMNS[metric][0]: cell(values[metric], COLUMNS[metric][1]) for metric in metrics if metric in values}
@@ -257,7 +259,7 @@ def cell(row: Mapping[str, Any], digits: int) -> str:
     return numbers[0] if len(numbers) == 1 else "{} [{}, {}]".format(*numbers)
 
 
-def _frame(rows: list[dict[str, str]], columns: Iterable[str]) -> Table:
+def frame(rows: list[dict[str, str]], columns: Iterable[str]) -> Table:
     from pandas import DataFrame
 
     names = ["method", "source", *columns, "n"]

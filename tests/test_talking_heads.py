@@ -1,0 +1,72 @@
+"""Table 8 on drawn faces: all systems see the same, and are measured where all of them paint."""
+
+import micro
+import numpy as np
+import pytest
+from test_rotators import MICRO as ROTATOR
+from test_students import MICRO as STUDENT
+
+from rainlab.measure import metrics, morphing, reported, rotators, students, talking_heads
+from rainlab.training import stages
+
+CONFIG = micro.micro(data__source="faces", data__height=32, data__width=32)
+GIVEN = (CONFIG, STUDENT, ROTATOR)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def folder(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAINLAB_RUNS", str(tmp_path_factory.mktemp("heads")))
+        patch.setattr(stages, "trained", lambda *given: micro.model(CONFIG))
+        patch.setattr(stages, "finished", lambda *given, **options: None)
+        patch.setattr(talking_heads, "SIZE", (16, 16))
+        yield
+
+
+def test_every_system_makes_the_same_moments():
+    made = talking_heads.films(*GIVEN, 1, 8)
+    mask, _ = made.pop("mask")
+    assert [*made] == [*talking_heads.METHODS] and mask.shape == (8, 32, 32) and 0.1 < mask.mean() < 0.9
+    truth = morphing.driven(CONFIG, [1], 8, micro.model(CONFIG), ways=[])[1]["truth"][0]
+    for method, (frames, theirs) in made.items():
+        assert frames.shape == theirs.shape == (8, 32, 32, 3) and frames.dtype == np.uint8
+        if method not in ("student", *rotators.DESIGNS):
+            assert np.array_equal(theirs, truth)
+        else:  # the same on white
+            assert np.abs(theirs.astype(int) - truth)[mask].mean() < 2 and not np.array_equal(theirs, truth)
+    assert np.array_equal(made["copy"][0][5], truth[0])
+
+
+def test_the_comparison_is_recorded_and_shown():
+    with pytest.raises(FileNotFoundError, match="nothing recorded"):
+        talking_heads.compare(*GIVEN, (0, 1), 8)
+    run = talking_heads.compare(*GIVEN, (0, 1), 8, record=True)
+    assert talking_heads.compare(*GIVEN, (0, 1), 8).id == run.id
+    rows = {(row["method"], row["metric"]): row for row in run.metrics()}
+    assert rows.keys() == {(m, n) for m in talking_heads.METHODS for n in talking_heads.MEASURES}
+    assert all(row["n"] == 2 and np.isfinite(row["value"]) for row in rows.values())
+    assert talking_heads.compare(*GIVEN, (0, 1), 8, record=True).metrics() == run.metrics()
+    alone = talking_heads.compare(*GIVEN, (0,), 8, record=True)
+    made = talking_heads.films(*GIVEN, 0, 8)
+    mask = metrics.smaller(made["mask"][0][None], (16, 16))
+    for method in ("copy", "rain", "student"):
+        ours, theirs = (talking_heads._small(x[None]) for x in made[method])
+        by_hand = metrics.psnr(ours, theirs, mask)[0]
+        assert alone.value("psnr_fg", method=method)["value"] == pytest.approx(by_hand, rel=1e-5)
+    table = talking_heads.table8(run)
+    assert [*table["method"]] == [*reported.THA4["table8"], *talking_heads.METHODS.values()]
+    assert table.set_index(["source", "method"]).loc[("measured here", "RAIN"), "n"] == "2"
+    assert table.loc[0, ["PSNR ↑", "LPIPS ↓", "PSNR fg ↑"]].tolist() == ["25.344", "0.0422", "–"]
+
+
+def test_tables_of_students_and_designs():
+    found = {f"character {n}": students.student(n, STUDENT, True) for n in (0, 1)}
+    table = talking_heads.table_of_students("table4", found)
+    assert [*table["method"]] == ["top", "middle", "bottom", *found, "character 0 at rest", "character 1 at rest"]
+    value = found["character 1"].value("psnr", method="student")["value"]
+    assert table.loc[4, "PSNR ↑"].startswith(f"{value:.2f} [")
+    table = talking_heads.table_of_students("table6", {"Vanilla SIREN": found["character 0"]})
+    assert table.loc[0, ["PSNR ↑", "SSIM ↑"]].tolist() == ["38.259", "–"]
+    designs = rotators.compare((0,), ROTATOR, record=True)
+    table = talking_heads.table2(designs)
+    assert [*table["method"]] == [*rotators.DESIGNS, *(f"{name}, seed 0" for name in rotators.DESIGNS), "not turned"]
