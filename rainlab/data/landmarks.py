@@ -28,6 +28,8 @@ PARTS = {"jaw": slice(0, 5), "left brow": slice(5, 8), "right brow": slice(8, 11
 COLOURS = {"jaw": (0, 255, 255), "left brow": (128, 0, 255), "right brow": (255, 0, 128), "mouth": (0, 0, 255),
            "nose": (255, 0, 255), "left eye": (255, 128, 128), "right eye": (128, 128, 255)}  # fmt: skip
 """RGB of the dots of a part."""
+LIDS = {"right eye": ((37, 41), (38, 40)), "left eye": ((43, 47), (44, 46)), "mouth": ((61, 67), (62, 66), (63, 65))}
+"""Which of the 68 points part when eyes and mouth open; here right and left are the face's own."""
 
 
 @dataclass(frozen=True)
@@ -201,15 +203,22 @@ def most_at_rest(points: np.ndarray) -> int:
         except ValueError:
             continue
         width = face_width(dots)
-        lips = np.linalg.norm(face[[61, 62, 63]] - face[[67, 66, 65]], axis=-1).mean() / width
-        lids = np.linalg.norm(face[[37, 38, 43, 44]] - face[[41, 40, 47, 46]], axis=-1).mean() / width
-        if (far := abs(_aside(dots)) + lips - lids) < least:
+        *lids, lips = openings(face) / width
+        if (far := abs(_aside(dots)) + lips - np.mean(lids)) < least:
             best, least = number, far
     if best < 0:
         raise ValueError(
             f"got {len(points)} frames without a face at rest, expected one with open eyes, from the front"
         )
     return best
+
+
+def openings(points: np.ndarray) -> np.ndarray:
+    """Distances between the lids and between the lips of 68 points ``(…, 68, 2)`` -> ``(…, 3)`` by LIDS."""
+    gaps = (
+        [np.linalg.norm(points[..., a, :] - points[..., b, :], axis=-1) for a, b in pairs] for pairs in LIDS.values()
+    )
+    return np.stack([np.mean(each, 0) for each in gaps], -1)
 
 
 def _check_rest(whose: str, points: np.ndarray) -> None:

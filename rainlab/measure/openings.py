@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rainlab import runs
+from rainlab.data.landmarks import LIDS, openings
 from rainlab.data.studio import body, face
 from rainlab.measure import features, metrics
 from rainlab.method.checkpoint import write_tensors
@@ -24,16 +25,9 @@ from rainlab.training import weights
 VERSION = 1
 PROTOCOL = "face-openings-1"
 SIZE = (64, 64)
-NAMES = ("right eye", "left eye", "mouth")  # the character's own
-LIDS = {"right eye": ((37, 41), (38, 40)), "left eye": ((43, 47), (44, 46)), "mouth": ((61, 67), (62, 66), (63, 65))}
+NAMES = tuple(LIDS)
 CONFIG = {"characters": 4000, "frames": 4, "apart": 2.5, "steps": 2400, "batch": 64, "learning_rate": 2e-3, "seed": 0,
           "tests": 256, "studio": body.VERSION, "face": face.VERSION}  # fmt: skip
-
-
-def openings(points: np.ndarray) -> np.ndarray:
-    """Distances between the lids and between the lips of 68 landmarks ``(…, 68, 2)`` -> ``(…, 3)`` by NAMES."""
-    gaps = ([np.linalg.norm(points[..., a, :] - points[..., b, :], axis=-1) for a, b in LIDS[name]] for name in NAMES)
-    return np.stack([np.mean(each, 0) for each in gaps], -1)
 
 
 class Regressor(nn.Module):
