@@ -267,8 +267,8 @@ _FACE = Preset(
     loss=LossConfig(condition_dropout=0.03),
     stream=StreamConfig(guidance=2.5),  # section 5.2
     train_autoencoder=replace(_AS_SMALL, steps=1500, batch=16, ema=0.99, save_every=200),
-    stage1=replace(_AS_SMALL, steps=3000, batch=8, targets=4, ema=0.995, save_every=200),
-    stage2=replace(_AS_SMALL, steps=1000, batch=2, learning_rate=5e-4, ema=0.99),
+    stage1=replace(_AS_SMALL, steps=1500, batch=8, targets=4, ema=0.995, save_every=200),
+    stage2=replace(_AS_SMALL, steps=600, batch=2, learning_rate=5e-4, ema=0.99),
     distill2d=StageConfig(steps=200, batch=8, targets=4, learning_rate=1e-4, decay=0.5, ema=0.95, save_every=50),
     distill3d=StageConfig(steps=200, batch=2, learning_rate=3e-5, decay=0.5, ema=0.95, blend=0.6, save_every=50),
 )
@@ -303,7 +303,6 @@ PRESETS: dict[str, Preset] = {
         name="street",
         data=replace(_FACE.data, source="scenes", height=96, width=96),
         stream=StreamConfig(guidance=3.5),  # section 5.3
-        stage2=replace(_FACE.stage2, steps=800),
         distill2d=replace(_FACE.distill2d, steps=150),
         distill3d=replace(_FACE.distill3d, steps=150),
     ),

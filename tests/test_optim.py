@@ -33,8 +33,26 @@ def test_singular_values_become_one_and_vectors_stay(shape):
     assert (along - along.diagonal().diag()).max() < 0.1
 
 
+@pytest.mark.parametrize("shape", [(24, 160), (160, 24), (24, 32)])
+def test_collected_factors_do_what_the_iteration_does(shape, monkeypatch):
+    """Also where singular values lie apart by five orders of magnitude."""
+    monkeypatch.setattr(optim, "native_bf16", lambda device: False)
+    short, long = min(shape), max(shape)
+    u, v = torch.linalg.qr(torch.randn(short, short)).Q, torch.linalg.qr(torch.randn(long, short)).Q
+    wide = u @ torch.logspace(0, -5, short).diag() @ v.T
+    matrix = torch.stack([wide, torch.randn(short, long)])
+    matrix = matrix if shape[0] < shape[1] else matrix.mT
+    x = matrix.double() / matrix.double().norm(dim=(1, 2), keepdim=True)
+    a, b, c = optim.NEWTON_SCHULZ
+    for _ in range(optim.ITERATIONS):
+        gram = x @ x.mT
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    assert (optim.orthogonalise(matrix) - x).abs().max() < 2e-3 * x.abs().max()
+
+
 def test_zero_gradients_give_no_update():
-    assert optim.orthogonalise(torch.zeros(1, 16, 16)).abs().max() == 0
+    for shape in ((16, 16), (16, 64)):
+        assert optim.orthogonalise(torch.zeros(1, *shape)).abs().max() == 0
 
 
 def steps(optimizer, parameters, count=4):

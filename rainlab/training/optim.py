@@ -138,17 +138,33 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     """``(n, rows, columns)`` -> the same with singular values of about one (0.7 to 1.2), singular vectors kept.
 
     Computed in bf16 where the processor multiplies matrices in it (several times as fast, and exact enough: the
-    iteration corrects its own errors), else in fp32.
+    iteration corrects its own errors), else in fp32. There wide matrices are multiplied twice and not ten times: all
+    factors are polynomials of the same Gram matrix and commute, so that they can be collected first.
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices  # the Gram matrix of the shorter side is smaller
     x = x / x.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     x = x.bfloat16() if native_bf16(x.device) else x
+    if x.dtype == torch.float32 and x.shape[2] > 2 * x.shape[1]:
+        x = torch.bmm(_factors(torch.bmm(x, x.mT)), x)
+        return x.mT if tall else x
     for _ in range(ITERATIONS):
         gram = torch.bmm(x, x.mT)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _factors(gram: Tensor) -> Tensor:
+    """The product of the iteration's factors, of what ``gram`` becomes under each."""
+    a, b, c = NEWTON_SCHULZ
+    product = None
+    for _ in range(ITERATIONS):
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product = factor if product is None else torch.bmm(factor, product)
+        gram = torch.bmm(torch.bmm(factor, gram), factor)
+    return product
 
 
 def native_bf16(device: torch.device) -> bool:
