@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -139,13 +140,14 @@ def following(
 
 
 def behind(preset: Preset) -> list[runs.Run]:
-    """The runs behind notebook `60_face_morphing`. Raises FileNotFoundError if one is missing."""
+    """The runs behind notebook `60_face_morphing`, those that are made."""
     gaps = with_gaps(preset)
-    found = [runs.get(stages.run_id(preset, stage)) for stage in stages.STAGES]
-    found += [evaluate.measure(preset, method) for method in evaluate.OF_TASKS]
-    found += [following(preset), following(preset, stage="stage1")]
-    found += [following(gaps, stage="stage1", inputs_from=preset), talking_head()]
-    return [*found, runs.get(stages.Training(gaps, "stage1", preset).id)]
+    found = [runs.existing(runs.get, stages.Training(gaps, "stage1", preset).id), *stages.all_recorded(preset)]
+    found += [runs.existing(evaluate.measure, preset, method) for method in evaluate.OF_TASKS]
+    streams = [(preset, stage, None) for stage in ("stage1", "stage2", "distill3d")] + [(gaps, "stage1", preset)]
+    for which, stage, source in streams:
+        found.append(runs.existing(partial(following, stage=stage, inputs_from=source), which))
+    return [run for run in found if run]
 
 
 def driven(

@@ -11,13 +11,18 @@ from typing import Any
 from rainlab import runs
 from rainlab.config import Preset
 from rainlab.files import atomic_path
-from rainlab.measure import ablations, bench, evaluate, latency, reported, tables
+from rainlab.measure import ablations, bench, evaluate, latency, protocols, reported, tables
 from rainlab.measure.tables import Table
 from rainlab.training import stages, weights
 
 ORIGINS = (
     "A run's folder holds what determined it (`config.json`: the clips' numbers, the weights' hash), its numbers, "
     "what each clip scored (`values.json`), versions and machine (`provenance.json`). The command measures it again."
+)
+PROTOCOLS = (
+    "What a number means is told by its protocol, a column of the CSV files and of every run's metrics; what a "
+    "protocol does, by the digest of its code (`python -m rainlab.measure.protocols`). A test holds code and digest "
+    "together, so that a name never comes to mean something else."
 )
 CENTRAL = (
     "All of one stage 1. AnimateAnyone: a stage 2 of its own, with one noise level for all frames of a window, then 20 "
@@ -67,6 +72,9 @@ def results(preset: Preset, ablated: Preset) -> str:
     parts += ["## Paired differences", note, _markdown(tables.differences(preset))]
     parts += [tables.verdict(preset, "rain", other) for other in ("undistilled", "flat")]
     parts += ["## Where a number is from", ORIGINS, _rows(origins(preset, ablated))]
+    digests = [{"protocol": name, "code": f"`rainlab/measure/{modules[0]}.py`", "digest": protocols.DIGESTS[name]}
+               for name, modules in protocols.MODULES.items()]  # fmt: skip
+    parts += ["## Protocols", PROTOCOLS, _rows(digests)]
     return "\n\n".join(parts)
 
 
@@ -188,7 +196,8 @@ def card(preset: Preset) -> str:
     """The model card's numbers of a preset: what each stage trained, for how long, and what came out."""
     rows = []
     for stage in stages.STAGES:
-        run = stages.recorded(preset, stage)
+        if not (run := stages.recorded(preset, stage)):
+            continue
         file = weights.SHIPPED / f"{run.id}.safetensors"
         curve = [row for row in run.metrics() if row["metric"] == "loss"]
         provenance = json.loads((run.path / "provenance.json").read_text("utf-8"))
@@ -200,7 +209,8 @@ def card(preset: Preset) -> str:
             "MB": f"{file.stat().st_size / 1e6:.1f}" if file.is_file() else tables.NOTHING, "run": run.id,
         })  # fmt: skip
     results = []
-    for method in ("copy", "autoencoder", "rain"):
+    methods = ("copy", "autoencoder", "rain" if stages.recorded(preset, "distill3d") else "undistilled")
+    for method in methods:
         found = {row["metric"]: row for row in evaluate.measure(preset, method).metrics()}
         known = {name: column for name, column in tables.COLUMNS.items() if name in found}
         shown = {column: tables.cell(found[name], digits) for name, (column, digits) in known.items()}

@@ -57,9 +57,10 @@ def _cameras(preset: Preset, run: runs.Run) -> None:
 
 
 def behind(preset: Preset) -> list[runs.Run]:
-    """The runs behind notebook `61_style_transfer`. Raises FileNotFoundError if one is missing."""
-    found = [runs.get(stages.run_id(preset, stage)) for stage in stages.STAGES]
-    return [*found, *(evaluate.measure(preset, method) for method in evaluate.OF_TASKS), cameras(preset)]
+    """The runs behind notebook `61_style_transfer`, those that are made."""
+    found = [runs.existing(evaluate.measure, preset, method) for method in evaluate.OF_TASKS]
+    found.append(runs.existing(cameras, preset))
+    return [*stages.all_recorded(preset), *(run for run in found if run)]
 
 
 def styled(

@@ -215,6 +215,11 @@ def recorded(preset: Preset, stage: str) -> runs.Run | None:
         return None
 
 
+def all_recorded(preset: Preset) -> list[runs.Run]:
+    """:func:`recorded` for every stage, those that there are."""
+    return [run for stage in STAGES if (run := recorded(preset, stage))]
+
+
 def trained(preset: Preset, stage: str, device: str | torch.device = "cpu", inputs_from: Preset | None = None) -> RAIN:
     """The networks as they stand after ``stage``, for inference; ``inputs_from`` as in :func:`train_stage`.
 
