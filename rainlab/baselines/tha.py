@@ -254,6 +254,12 @@ def to_picture(made: Tensor, straight: bool = True) -> np.ndarray:
     return (torch.cat([_srgb(colour), alpha]).permute(1, 2, 0) * 255 + 0.5).clamp(0, 255).byte().cpu().numpy()
 
 
+def on_white(picture: np.ndarray) -> np.ndarray:
+    """A picture with alpha as a page shows it: uint8 ``(…, 4)`` -> ``(…, 3)``."""
+    picture = picture.astype(np.float32)
+    return (255.5 + (picture[..., :3] - 255) * (picture[..., 3:] / 255)).astype(np.uint8)
+
+
 def _srgb(linear: Tensor) -> Tensor:
     return torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear ** (1 / 2.4) - 0.055)
 
@@ -307,7 +313,8 @@ class Performer:
     def __init__(self, student: Student, poses: Tensor, reach: int = 3):
         if poses.ndim != 2 or poses.shape[1] != len(POSE) or len(poses) < 2:
             raise ValueError(f"poses: got shape {tuple(poses.shape)}, expected (n, {len(POSE)}), two at least")
-        self.student, first, moves = student, _shown(student.draw(poses[0]).blended), None
+        begun = student.draw(poses[0]).blended
+        self.student, first, moves = student, _shown(begun), None
         for pose in tqdm(poses[1:], "what moves", leave=False):
             moved = (_shown(student.draw(pose).blended) - first).abs().amax(0) > 0.5
             moves = moved if moves is None else moves | moved
@@ -315,18 +322,18 @@ class Performer:
             raise ValueError(f"poses: got {len(poses)} that all look alike, expected some that differ")
         near = F.max_pool2d(moves[None].float(), 2 * reach + 1, 1, reach)[0] > 0
         self.pixels = student.body.pixels(near.cpu())
-        self._rest = (first.permute(1, 2, 0) + 0.5).byte().cpu().numpy()
+        self._rest = {straight: to_picture(begun, straight) for straight in (False, True)}
 
     @property
     def share(self) -> float:
         """Of the picture, how much is drawn."""
         return len(self.pixels.rows) / self.student.body.size**2
 
-    def frame(self, pose: Tensor) -> np.ndarray:
-        """The picture of a pose ``(45,)``, colours times alpha, uint8 ``(size, size, 4)``."""
+    def frame(self, pose: Tensor, straight: bool = True) -> np.ndarray:
+        """The picture of a pose ``(45,)``, uint8 ``(size, size, 4)``: see :func:`to_picture`."""
         made = self.student.pixels(pose, self.pixels).blended
-        picture = self._rest.copy()
-        picture[self.pixels.rows, self.pixels.columns] = to_picture(made[..., None], straight=False)[:, 0]
+        picture = self._rest[straight].copy()
+        picture[self.pixels.rows, self.pixels.columns] = to_picture(made[..., None], straight)[:, 0]
         return picture
 
 

@@ -84,7 +84,7 @@ def contenders(
     made["here, the head alone"] = head
     if known:
         performer = tha.Performer(student, poses)
-        made[f"here, what moves ({performer.share:.0%} of the pixels)"] = performer.frame
+        made[f"here, what moves ({performer.share:.0%} of the pixels)"] = partial(performer.frame, straight=False)
     if onnx:
         made["ONNX, by onnxruntime"] = tha_export.OnnxStudent(onnx, torch.get_num_threads()).frame
     if teacher:

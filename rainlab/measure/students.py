@@ -137,9 +137,7 @@ def pictures(network: tha.Student | tha.FaceMorpher, poses: Tensor) -> np.ndarra
 
 def on_white(made: Tensor) -> np.ndarray:
     """A picture of the networks' ``(4, h, w)`` as a page shows it: uint8 ``(h, w, 3)``."""
-    picture = tha.to_picture(made).astype(np.float64)
-    alpha = picture[..., 3:] / 255
-    return (picture[..., :3] * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
+    return tha.on_white(tha.to_picture(made))
 
 
 def phases_of(model: str) -> list[tuple[float, Sequence[float]]]:

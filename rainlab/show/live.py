@@ -99,6 +99,7 @@ class Live:
         changed: called with the new state, from any thread, when it has changed.
         in_flight: frames that may be on their way to the viewer. threads: that the engine computes with; None: the
             environment variable OMP_NUM_THREADS, else one for each core but one, which the browser needs.
+        engine: makes a stream of model and options.
         options: of the Stream, which is a fast one if they do not say otherwise.
 
     ``state`` is "stopped", "running", "paused", "ended" (the driver came to its end, all its frames were shown),
@@ -115,9 +116,10 @@ class Live:
         changed: Callable[[str], None] | None = None,
         in_flight: int = 2,
         threads: int | None = None,
+        engine: Callable[..., Stream] = Stream,
         **options: Any,
     ):
-        self.model, self.rate, self.in_flight = model, rate, in_flight
+        self.model, self.rate, self.in_flight, self._engine = model, rate, in_flight, engine
         self._cores = threads or int(os.environ.get("OMP_NUM_THREADS") or max(1, (os.cpu_count() or 1) - 1))
         self._show, self._notify = show, changed or (lambda state: None)
         self._driver, self._reference, self._options = driver, reference, {"fast": True} | options
@@ -131,7 +133,7 @@ class Live:
         self._forget()
 
     def _new_stream(self) -> Stream:
-        stream = Stream(self.model, **self._options)
+        stream = self._engine(self.model, **self._options)
         stream.reference(self._reference)
         return stream
 

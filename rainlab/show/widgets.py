@@ -31,7 +31,7 @@ from rainlab.data import detect, pose
 from rainlab.data.video import read_picture
 from rainlab.files import atomic_path
 from rainlab.method.rain import RAIN
-from rainlab.show import drivers, faces
+from rainlab.show import drivers, faces, students
 from rainlab.show.live import Live, Recording, Shown
 
 GALLERY = 6  # characters to choose from
@@ -45,6 +45,7 @@ FACES = {
     "video of dots": "film",
     "camera": "camera",
 }
+TALKER = {name: FACES[name] for name in ("face motion", "face sliders")}  # what has poses for a student
 RATES = {"as fast as it can": 0.0, "6": 6.0, "12": 12.0, "24": 24.0, "30": 30.0, "60": 60.0}
 SAYS = {
     "stopped": "Press start.",
@@ -78,9 +79,10 @@ class StreamPanel(W.VBox):
     """Live picture beside driver and reference, with all controls.
 
     Args:
-        model: see :func:`rainlab.load`. character: number of the held-out studio character to begin with.
-        source: one of SOURCES' values, or of FACES' for a model of faces; None: the first one. rate: samples of the
-            driver a second, None as fast as the engine can.
+        model: see :func:`rainlab.load`; or a student (:mod:`rainlab.show.students`), which is one character.
+        character: number of the held-out studio character to begin with; of a student whose proportions the dots have.
+        source: one of SOURCES' values, of FACES' for a model of faces, of TALKER's for a student; None: the first one.
+            rate: samples of the driver a second, None as fast as the engine can.
         options: of :class:`rainlab.show.live.Live` and :class:`rainlab.method.stream.Stream`.
 
     Raises:
@@ -88,21 +90,33 @@ class StreamPanel(W.VBox):
     """
 
     def __init__(
-        self, model: RAIN, character: int = 0, source: str | None = None, rate: float | None = None, **options: Any
+        self,
+        model: RAIN | students.Talker,
+        character: int = 0,
+        source: str | None = None,
+        rate: float | None = None,
+        **options: Any,
     ):
-        self.faces = model.preset.data.source.startswith("faces")
-        self.sources = FACES if self.faces else SOURCES
+        self.talker = None if isinstance(model, RAIN) else model
+        self.faces = bool(self.talker) or model.preset.data.source.startswith("faces")
+        self.sources = TALKER if self.talker else FACES if self.faces else SOURCES
         begin = next(iter(self.sources.values()))
         if (source := source or begin) not in self.sources.values():
             raise ValueError(f"source: got {source!r}, expected one of {list(self.sources.values())}")
         torch.set_num_threads(1)  # of this thread, see `live`
-        self.size = model.preset.data.size
-        self.preset, self._character, self._fresh = model.preset.name, character, GALLERY
+        self.size = students.size_of(model) if self.talker else model.preset.data.size
+        self.preset = "student" if self.talker else model.preset.name
+        self._character, self._fresh = character, GALLERY
         self._cast = faces if self.faces else drivers
-        self._pictures = self._cast.gallery(self.size, GALLERY)
-        self._reference = self._cast.reference(self.size, character)
+        if self.talker:
+            self._reference = students.reference(model)
+            self._pictures, options = [self._reference], {"engine": students.StudentStream} | options
+        else:
+            self._pictures = self._cast.gallery(self.size, GALLERY)
+            self._reference = self._cast.reference(self.size, character)
         self._driver: drivers.Driver = (faces.Expression if self.faces else drivers.Motion)(self.size, character)
-        self.live = Live(model, self._reference, self._driver, self._show, rate, self._changed, **options)
+        driver = self._handed_over()
+        self.live = Live(model, self._reference, driver, self._show, rate, self._changed, **options)
         self._browsers, self._sent = 0, None  # views that have answered; the driver's picture that they have
         self._asked_to_start = self._hidden = False
         self._recording: Recording | None = None
@@ -172,7 +186,7 @@ class StreamPanel(W.VBox):
         """
         if self._last is None:
             raise RuntimeError("screenshot: no frame yet, expected at least one: start the stream first")
-        row = np.concatenate([self._reference, self._last.condition, self._last.frame], axis=1)
+        row = np.concatenate([self._reference, self._picture_of(self._last.condition), self._last.frame], axis=1)
         path = runs.folder() / "screenshots" / f"{datetime.now():%Y-%m-%d_%H-%M-%S-%f}.png"
         with atomic_path(path) as temporary:
             Image.fromarray(row).save(temporary)
@@ -230,6 +244,8 @@ class StreamPanel(W.VBox):
             "calls apart. Changing these, or the seed of the noise, begins the stream anew.</div>",
             layout=W.Layout(width="300px"),
         )
+        for control in self.settings.values() if self.talker else ():
+            control.disabled = True
         self.sliders = {
             name: wide(W.FloatSlider, name, value=0.0, min=faces.lowest(name), max=1.0, step=0.05)
             for name in (faces.SLIDERS if self.faces else ())
@@ -319,11 +335,19 @@ class StreamPanel(W.VBox):
                 see, self._note = lambda picture: None, f"The camera is shown, but drives nothing: {error}"
             driver = faces.Camera(self.size, see, self._character) if self.faces else drivers.Camera(self.size, see)
         self._driver = driver
-        self.live.drive(driver)
+        self.live.drive(self._handed_over())
         self.view.source = kind
         self._filming()
         says = LOOK if isinstance(driver, faces.Camera) else SAYS.get(self.live.state, "")
         self._tell(self._note or says, trouble=bool(self._note))
+
+    def _handed_over(self) -> drivers.Driver:
+        """The driver as the stream needs it: a student's hands over poses."""
+        return students.Posed(self._driver) if self.talker else self._driver
+
+    def _picture_of(self, condition: np.ndarray) -> np.ndarray:
+        """What shows a condition: the condition itself, or a pose's dots."""
+        return self._driver.draw([torch.as_tensor(condition)])[0] if self.talker else condition
 
     def _slide(self, name: str, value: float) -> None:
         if isinstance(self._driver, faces.Sliders):
@@ -376,6 +400,8 @@ class StreamPanel(W.VBox):
             self.view.send({"type": "camera"})
 
     def _pick(self, number: int) -> None:
+        if self.talker:
+            return self._tell("A student is one character.")
         if number < 0:
             number, self._fresh = self._fresh, self._fresh + 1
         self._character = number
@@ -397,7 +423,7 @@ class StreamPanel(W.VBox):
             beside = self._driver.view if isinstance(self._driver, drivers.Camera) else shown.condition
             if beside is not self._sent:
                 self._sent = beside
-                pictures.append(jpeg(beside))
+                pictures.append(jpeg(self._picture_of(beside)))
             if isinstance(self._driver, drivers.Skeleton):
                 content["joints"] = [[_in_words(name), *point[:2].round(2).tolist()]
                                      for name, point in zip(pose.POINTS, self._driver.points, strict=True)]  # fmt: skip
