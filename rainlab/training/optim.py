@@ -139,7 +139,8 @@ def orthogonalise(matrices: Tensor) -> Tensor:
 
     Computed in bf16 where the processor multiplies matrices in it (several times as fast, and exact enough: the
     iteration corrects its own errors), else in fp32. There wide matrices are multiplied twice and not ten times: all
-    factors are polynomials of the same Gram matrix and commute, so that they can be collected first.
+    factors are polynomials of the same Gram matrix and commute, so that they can be collected first (Gram
+    Newton-Schulz, https://dao-ailab.github.io/blog/2026/gram-newton-schulz; without its restart, which fp16 needs).
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[1] > matrices.shape[2]
