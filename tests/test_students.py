@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rainlab import runs
-from rainlab.baselines import tha, tha_distill
+from rainlab.baselines import tha, tha_distill, tha_teacher
+from rainlab.data.studio import body
 from rainlab.measure import metrics, students
 
 MICRO = students.Recipe(32, 6, 3, 24, 16, (16, 3), ((16, 12), (12, 8)))
@@ -60,6 +62,42 @@ def test_a_training_goes_on_where_it_stopped(monkeypatch):
     resumed = students.student(2, again, True)
     ours, theirs = (students._tensors(students.load(run)) for run in (whole, resumed))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours | theirs)
+
+
+def test_a_picture_of_one_s_own_is_learned_from_the_published_teacher(tmp_path, monkeypatch):
+    """Small sizes, and the studio says what the teacher would."""
+    for name, value in {"SIZE": 32, "FACE": 16, "CORNER": (8, 8)}.items():
+        monkeypatch.setattr(tha, name, value)
+    for name in tha_teacher.NETWORKS:
+        (tmp_path / f"{name}.pt").write_bytes(name.encode())
+    picture = np.zeros((32, 32, 4), np.uint8)
+    picture[4:28, 8:24] = (200, 120, 40, 255)
+    Image.fromarray(picture).save(tmp_path / "me.png")
+    asked = []
+
+    def says(teacher, character, poses):
+        assert teacher == tmp_path and torch.equal(character, tha.from_picture(picture))
+        asked.append(poses)
+        return tha_distill.studio_lessons(body.split_seeds("test", 1, 0), poses, 32)
+
+    monkeypatch.setattr(tha_teacher, "load", lambda folder: folder)
+    monkeypatch.setattr(tha_distill, "teacher_lessons", says)
+    given = tmp_path / "me.png", tmp_path, MICRO
+    with pytest.raises(FileNotFoundError):
+        students.own(*given)
+    run = students.own(*given, record=True)
+    assert [len(poses) for poses in asked] == [MICRO.lessons, MICRO.tests] and students.own(*given).id == run.id
+    assert run.value("psnr", method="student")["n"] == MICRO.tests
+    drawn = students.load(run)
+    assert (drawn.corner, drawn.face.size) == ((8, 8), 16) and torch.equal(drawn.character, tha.from_picture(picture))
+    (tmp_path / "upscaler.pt").write_bytes(b"another")
+    with pytest.raises(FileNotFoundError, match="no finished run"):
+        students.own(*given)
+    with pytest.raises(ValueError, match="got pictures of 64 pixels, expected 32"):
+        students.own(*given[:2], students.RECIPES["tiny"])
+    Image.fromarray(picture[:16]).save(tmp_path / "me.png")
+    with pytest.raises(ValueError, match="got a picture of 32×16"):
+        students.own(*given)
 
 
 def test_phases_that_are_left_share_the_whole_training():

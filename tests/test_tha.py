@@ -1,6 +1,7 @@
 """Students of Talking Head Anime 4 against what the published code computes, region by region, and their files."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -171,6 +172,20 @@ def test_published_files_are_read(folder, student):
     for old, new in (("me.png", "character.png"), ("face.pt", "face_morpher.pt"), ("body.pt", "body_morpher.pt")):
         (folder / old).rename(folder / new)
     assert torch.equal(tha.load(folder).character, loaded.character)
+
+
+def test_students_are_written_as_published_ones_are(folder, tmp_path):
+    first = tha.load(folder)
+    again = tha.load(tha.save(first, tmp_path / "written"))
+    pose = pose_of({"mouth_aaa": 1.0})[0].float()
+    assert torch.equal(again.face(pose), first.face(pose))
+    assert np.array_equal(tha.to_picture(again.character), tha.to_picture(first.character))
+    assert "face_morpher.pt" in (tmp_path / "written" / "character_model.yaml").read_text("utf-8")
+    with pytest.raises(FileExistsError):
+        tha.save(first, tmp_path / "written")
+    for other in ({"corner": (0, 0)}, {"face": tha.FaceMorpher(64)}):
+        with pytest.raises(ValueError, match="expected networks as published, 128 at"):
+            tha.save(replace(first, **other), tmp_path / "other")
 
 
 def test_what_is_no_student_is_refused(folder, student, tmp_path):

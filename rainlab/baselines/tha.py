@@ -343,6 +343,42 @@ def _shown(made: Tensor) -> Tensor:
     return torch.cat([_srgb(x[:3]), x[3:]]) * 255
 
 
+def read_character(path: str | Path) -> np.ndarray:
+    """A character's picture, uint8 ``(512, 512, 4)``. ValueError for another size, or without transparent ground."""
+    picture = read_rgba(path)
+    if picture.shape[:2] != (SIZE, SIZE) or picture[..., 3].min() == 255:
+        kind = f"{picture.shape[1]}×{picture.shape[0]}" + ", no part transparent" * int(picture[..., 3].min() == 255)
+        expected = f"{SIZE}×{SIZE}, the character on transparent ground"
+        raise ValueError(f"{path}: got a picture of {kind}, expected {expected}")
+    return picture
+
+
+def save(student: Student, folder: str | Path) -> Path:
+    """Write a student as published ones are, for :func:`load` and the published programs; returns the folder.
+
+    Raises:
+        ValueError: its networks, or the place of its face, are others than published students have.
+        FileExistsError: the folder is there.
+    """
+    from PIL import Image
+
+    shapes = [
+        {name: tuple(x.shape) for part in pair for name, x in part.state_dict().items()}
+        for pair in ((student.face, student.body), (FaceMorpher(), BodyMorpher()))
+    ]
+    if shapes[0] != shapes[1] or (student.corner, student.face.size, student.body.size) != (CORNER, FACE, SIZE):
+        got = f"a face of {student.face.size} pixels at {student.corner} in {student.body.size}"
+        raise ValueError(f"student: got {got}, expected networks as published, {FACE} at {CORNER} in {SIZE}")
+    folder = Path(folder)
+    folder.mkdir(parents=True)
+    Image.fromarray(to_picture(student.character)).save(folder / FILES["character_image_file_name"])
+    for key, part in (("face_morpher_file_name", student.face), ("body_morpher_file_name", student.body)):
+        torch.save(part.state_dict(), folder / FILES[key])
+    about = "".join(f"{key}: {name}\n" for key, name in FILES.items())
+    (folder / "character_model.yaml").write_text(about, "utf-8")  # last: it says that all is there
+    return folder
+
+
 def load(folder: str | Path) -> Student:
     """A published student: a folder with ``character_model.yaml`` and what it names, or with files of the usual names.
 
@@ -362,12 +398,7 @@ def load(folder: str | Path) -> Student:
     for path in (image, face_file, body_file):
         if not path.exists():
             raise FileNotFoundError(f"{path} is not there; a student has a picture and two files of weights")
-    picture = read_rgba(image)
-    if picture.shape[:2] != (SIZE, SIZE) or picture[..., 3].min() == 255:
-        kind = f"{picture.shape[1]}×{picture.shape[0]}" + ", no part transparent" * int(picture[..., 3].min() == 255)
-        expected = f"{SIZE}×{SIZE}, the character on transparent ground"
-        raise ValueError(f"{image}: got a picture of {kind}, expected {expected}")
-    student = Student(from_picture(picture), FaceMorpher(), BodyMorpher())
+    student = Student(from_picture(read_character(image)), FaceMorpher(), BodyMorpher())
     for network, file in ((student.face, face_file), (student.body, body_file)):
         held, own = pretrained.mapped(file), network.state_dict()
         if {k: v.shape for k, v in held.items()} != {k: v.shape for k, v in own.items()}:

@@ -399,7 +399,7 @@ def load(folder: str | Path) -> Teacher:
         FileNotFoundError: a file is not there. ValueError: it is damaged, or holds another network's weights.
     """
     teacher = Teacher()
-    for name, file in _files(Path(folder)):
+    for name, file in files(Path(folder)):
         network, held = getattr(teacher, name), pretrained.mapped(file)
         own = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
         if odd := own.items() ^ {key: tuple(tensor.shape) for key, tensor in held.items()}.items():
@@ -409,7 +409,8 @@ def load(folder: str | Path) -> Teacher:
     return teacher.eval().requires_grad_(False)
 
 
-def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+def files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Name and file of each network. FileNotFoundError for the first that is not there."""
     for name in NETWORKS:
         if not (file := folder / f"{name}.pt").exists():
             raise FileNotFoundError(

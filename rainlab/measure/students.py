@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rainlab import runs
-from rainlab.baselines import tha, tha_distill
+from rainlab.baselines import tha, tha_distill, tha_teacher
 from rainlab.baselines.tha_distill import PHASES, Lessons
 from rainlab.data.studio import body, face
 from rainlab.data.studio.expression import POSE
+from rainlab.files import digest
 from rainlab.measure import metrics
 from rainlab.method.checkpoint import read_tensors, write_tensors
 from rainlab.training import weights
@@ -76,23 +78,56 @@ def student(
 
     def make(run: runs.Run) -> None:
         given = lessons(character, chosen)
-        network = _untrained(given, chosen, architecture)
-        curves = {}
-        if isinstance(network, tha.Student):
-            state = run.path / "face.safetensors"
-            curves["face"] = tha_distill.train_face(network.face, given, network.corner, chosen.face_examples, state)
-            state, phases = run.path / "body.safetensors", phases_of(model)
-            curves["body"] = tha_distill.train_body(network.body, given, chosen.body_examples, state, phases)
-        else:
-            state = run.path / "whole.safetensors"
-            curves["whole"] = tha_distill.train_whole(network, given, chosen.body_examples, state)
-        write_tensors(run.path / weights.NAME, _tensors(network))
-        for part, curve in curves.items():
-            for step in range(0, len(curve), max(1, len(curve) // 200)):
-                run.record("loss", curve[step], step=step + 1, part=part)
-        measure(run, network, character, chosen)
+        network = _train(run, given, _untrained(given, chosen, architecture), chosen, model)
+        measure(run, network, lessons(character, chosen, "test"))
 
     return runs.made(make, record, None, "student", config, VERSION)
+
+
+def own(picture: str | Path, teacher: str | Path, recipe: Recipe, record: bool = False) -> runs.Run:
+    """The run that trained a student of a picture of one's own, by the published teacher; as :func:`student` else.
+
+    Args:
+        picture: a file, 512×512, the character on transparent ground, its face where the published demo wants it.
+        teacher: the folder of :func:`rainlab.baselines.tha_teacher.load`. recipe: of 512 pixels; a pose takes 15 MB.
+
+    Raises:
+        ValueError: the picture is another, or the recipe of another size. FileNotFoundError: no such picture, no
+            teacher, or nothing recorded.
+    """
+    if recipe.size != tha.SIZE:
+        raise ValueError(f"recipe: got pictures of {recipe.size} pixels, expected {tha.SIZE}: what the teacher draws")
+    character = tha.from_picture(tha.read_character(picture))
+    files = {name: digest(file) for name, file in tha_teacher.files(Path(teacher))}
+    config = {"recipe": asdict(recipe), "model": "G"}
+
+    def make(run: runs.Run) -> None:
+        says = partial(tha_distill.teacher_lessons, tha_teacher.load(teacher), character)
+        given = says(tha_distill.natural_poses(recipe.lessons))
+        torch.manual_seed(0)
+        network = tha.Student(character, *_parts(recipe, ARCHITECTURES[0], tha.FACE), tha.CORNER)
+        network = _train(run, given, network, recipe, "G")
+        measure(run, network, says(tha_distill.natural_poses(recipe.tests, split="test")))
+
+    return runs.made(make, record, None, "student", config, VERSION, {"picture": digest(picture)} | files)
+
+
+def _train(
+    run: runs.Run, given: Lessons, network: tha.Student | tha.FaceMorpher, recipe: Recipe, model: str
+) -> tha.Student | tha.FaceMorpher:
+    """Train in a run, resuming; weights and curves are kept there."""
+    curves, state = {}, {name: run.path / f"{name}.safetensors" for name in ("face", "body", "whole")}
+    if isinstance(network, tha.Student):
+        corner, examples = network.corner, (recipe.face_examples, recipe.body_examples)
+        curves["face"] = tha_distill.train_face(network.face, given, corner, examples[0], state["face"])
+        curves["body"] = tha_distill.train_body(network.body, given, examples[1], state["body"], phases_of(model))
+    else:
+        curves["whole"] = tha_distill.train_whole(network, given, recipe.body_examples, state["whole"])
+    write_tensors(run.path / weights.NAME, _tensors(network))
+    for part, curve in curves.items():
+        for step in range(0, len(curve), max(1, len(curve) // 200)):
+            run.record("loss", curve[step], step=step + 1, part=part)
+    return network
 
 
 def student_id(character: int, recipe: str | Recipe = "small", architecture=ARCHITECTURES[0], model="G") -> str:
@@ -116,9 +151,8 @@ def lessons(character: int, recipe: Recipe, split: str = "train") -> Lessons:
     return tha_distill.studio_lessons(seed, tha_distill.natural_poses(count, character, split), recipe.size)
 
 
-def measure(run: runs.Run, network: tha.Student | tha.FaceMorpher, character: int, recipe: Recipe) -> None:
-    """Record MEASURES of a student, and of its character at rest."""
-    asked = lessons(character, recipe, "test")
+def measure(run: runs.Run, network: tha.Student | tha.FaceMorpher, asked: Lessons) -> None:
+    """Record MEASURES of a student in other poses, and of its character at rest."""
     truth = np.stack([on_white(each) for each in asked.final])
     made = {"student": pictures(network, asked.pose), "copy": np.repeat(on_white(asked.character)[None], len(truth), 0)}
     for method, frames in made.items():
@@ -156,12 +190,13 @@ def load(run: runs.Run) -> tha.Student | tha.FaceMorpher:
     recipe = Recipe(**run.config["recipe"])
     tensors, _ = read_tensors(weights.weights_file(run.id))
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
-    if run.config["architecture"] == ARCHITECTURES[2]:
+    architecture = run.config.get("architecture", ARCHITECTURES[0])
+    if architecture == ARCHITECTURES[2]:
         network = _painter(recipe)
         network.load_state_dict(tensors)
         return network.eval().requires_grad_(False)
     top, left, size = tensors.pop("place").int().tolist()
-    drawn = tha.Student(tensors.pop("character"), *_parts(recipe, run.config["architecture"], size), (top, left))
+    drawn = tha.Student(tensors.pop("character"), *_parts(recipe, architecture, size), (top, left))
     for name in ("face", "body"):
         part = {key.partition(".")[2]: tensor for key, tensor in tensors.items() if key.startswith(name)}
         getattr(drawn, name).load_state_dict(part)
