@@ -1,7 +1,7 @@
 """Everything as doit tasks: notebook runs (trainings included) through papermill, tables, committed notebooks.
 
     doit                       what `make tables` calls: run what is stale, print the tables; preset small, as shipped
-    doit preset=tiny           another preset: train and measure everything from nothing
+    doit preset=tiny           another preset: train and measure everything from nothing; so face
     doit record=yes            the same for the shipped preset
     doit record=measured       measure the shipped weights anew, without training
     doit full=yes              with record: also what takes hours (AnimateAnyone, the grid of ablations, latency)
@@ -18,6 +18,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -27,12 +28,14 @@ from doit import get_var
 from rainlab import runs
 from rainlab.config import Preset, make_preset, override
 from rainlab.files import atomic_path
-from rainlab.measure import ablations, endless, evaluate, features, legacy, memory, openings
+from rainlab.measure import ablations, endless, evaluate, features, legacy, memory, morphing, openings
 from rainlab.method import pretrained
 from rainlab.training import stages, weights
 
 SHOWN = "small"  # the preset of README, notebooks and tables: its weights and numbers come with the repository
 ABLATED = "tiny"  # the preset of Table 3: it takes a training for each row
+# presets of the paper's other tasks: the notebook that trains and measures each, and the runs behind it
+OTHERS = {"face": ("60_face_morphing", morphing.behind)}
 PRESET = get_var("preset", SHOWN)
 RECORDING = get_var("record", "no" if PRESET == SHOWN else "yes")
 EVERYTHING = get_var("full", "no") == "yes"
@@ -43,7 +46,7 @@ CODE = [str(path) for path in sorted((ROOT / "rainlab").rglob("*.py"))]
 FULL = make_preset(PRESET)
 # runs of no preset that pages refer to
 ALONE = ("studio", "data_prep", "soak", "engine", "features", "fvd_null", "paper_scale", "plan", "plan_check",
-         "calibration", "openings")
+         "calibration", "openings", "talking_head")
 K8, CAUSAL = (override(FULL, change) for change in list(evaluate.ABLATIONS.values())[1:])
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -109,6 +112,8 @@ if FULL.data.source != "studio":  # what never ends, and its truth, can only be 
     del MEASUREMENTS["endless"]
     before = MEASUREMENTS["table2"]
     MEASUREMENTS["table2"] = replace(before, after=tuple(name for name in before.after if name != "endless"))
+if PRESET in OTHERS:
+    TRAININGS, MEASUREMENTS = {}, {"task": Job(OTHERS[PRESET][0], RECORD, threads=2)}
 if RECORDING == "measured":  # on weights that are there
     kept = {name: job for name, job in MEASUREMENTS.items() if name != "ablations" or PRESET == ABLATED}
     MEASUREMENTS = {name: replace(job, after=tuple(x for x in job.after if x in kept)) for name, job in kept.items()}
@@ -168,6 +173,8 @@ def task_tables():
     def show():
         from rainlab.measure import pages
 
+        if PRESET in OTHERS:
+            return print(pages.card(FULL))
         pages.print_all(FULL, make_preset(ABLATED) if PRESET == SHOWN else FULL)
 
     jobs = AS_SHIPPED if RECORDING == "no" else COMPLETE
@@ -218,6 +225,8 @@ def refresh(source: Path) -> None:
 
 def final(preset: Preset) -> set[str]:
     """Ids of the runs behind a preset's tables and figures; of what takes long those that were made."""
+    if preset.name in OTHERS:
+        return {run.id for run in OTHERS[preset.name][1](preset)}
     found = [stages.recorded(preset, stage) for stage in stages.STAGES]
     found += [evaluate.measure(preset, method) for method in evaluate.METHODS]
     found += [runs.existing(evaluate.measure, preset, method) for method in (*evaluate.OTHERS, *evaluate.SLOW)]
@@ -241,6 +250,23 @@ def final(preset: Preset) -> set[str]:
     return {run.id for run in found if run}
 
 
+def needed(preset: Preset) -> dict[str, set[str]]:
+    """Run of a training whose weights come with the repository -> names that its file leaves out.
+
+    All stages of the presets behind the tables; of OTHERS what a stream takes, no weights that a later stage replaces.
+    """
+    ids = {stage: stages.run_id(preset, stage) for stage in stages.STAGES}
+    if preset.name not in OTHERS:
+        return dict.fromkeys(ids.values(), set())
+    found, later = {}, set()
+    for id in reversed(ids.values()):
+        with suppress(FileNotFoundError):  # not shipped, so not needed
+            if (names := set(weights.weights_of(id))) - later:
+                found[id] = later & names
+            later |= names
+    return found
+
+
 def task_weights():
     """Fetch the published weights of paper scale whose checksums are known; name those to be put there by hand."""
 
@@ -260,14 +286,14 @@ def task_publish():
 
     def publish():
         shown, ablated = make_preset(SHOWN), make_preset(ABLATED)
-        known = final(shown) | final(ablated)  # raises for what is missing before anything is copied
+        others = [one for name in OTHERS if final(one := make_preset(name))]
+        known = set().union(*map(final, (shown, ablated, *others)))  # raises for what is missing before it copies any
         mine = final(FULL) | {run.id for name in ALONE if (run := runs.find(name))}
         for id in sorted(mine):
             print("runs   ", runs.publish(runs.get(id)).name)
-        for stage in stages.STAGES:
-            print("weights", weights.ship(stages.run_id(FULL, stage)).name)
-        kept = {stages.run_id(preset, stage) for preset in (shown, ablated) for stage in stages.STAGES}
-        kept |= {features.trained().id, openings.trained().id}
+        for id, without in needed(FULL).items():
+            print("weights", weights.ship(id, without).name)
+        kept = set().union(*map(needed, (shown, ablated, *others)), (features.trained().id, openings.trained().id))
         outdated = [p for p in runs.published().iterdir() if p.name not in known | mine]
         outdated += [p for p in weights.SHIPPED.glob("*.safetensors") if p.stem not in kept]
         for path in outdated:
@@ -276,7 +302,7 @@ def task_publish():
 
         pages.save_all(ROOT / "figures", shown, ablated)
         fill_in(ROOT / "README.md", "results", pages.readme(shown))
-        fill_in(weights.SHIPPED / "README.md", "numbers", f"{pages.card(shown)}\n\n{pages.card(ablated)}")
+        fill_in(weights.SHIPPED / "README.md", "numbers", "\n\n".join(map(pages.card, (shown, ablated, *others))))
 
     return {"actions": [publish], "uptodate": [False]}
 

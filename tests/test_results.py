@@ -9,11 +9,12 @@ import pytest
 import rainlab
 from rainlab import runs
 from rainlab.config import make_preset, override
-from rainlab.measure import evaluate, pages
+from rainlab.measure import evaluate, morphing, pages
 from rainlab.method.checkpoint import save_model
 from rainlab.training import stages, weights
 
 SMALL, TINY = make_preset("small"), make_preset("tiny")  # of README, notebooks and tables; of Table 3
+FACE = make_preset("face")  # of drawn faces, as far as it is trained
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 
@@ -23,6 +24,14 @@ def test_every_stage_is_published_and_shipped(preset):
     assert {file.parent for file in files} == {weights.SHIPPED}
     assert all(stages.recorded(preset, stage).path.parent == runs.published() for stage in stages.STAGES)
     assert sum(file.stat().st_size for file in files) < 60e6
+
+
+def test_faces_stream_with_what_is_shipped():
+    made = [run for stage in ("autoencoder", "stage1", "stage2") if (run := stages.recorded(FACE, stage))]
+    assert [weights.weights_file(run.id).parent for run in made] == [weights.SHIPPED] * 3
+    follows = morphing.following(FACE, stage="stage2")
+    eyes, mouth = (follows.value("opening_correlation", driven="calibrated", part=part) for part in ("eyes", "mouth"))
+    assert eyes["ci_low"] > 0.8 and 0.5 < mouth["ci_low"] < mouth["ci_high"] < 0.8
 
 
 def test_what_inference_needs_is_small(tmp_path):
@@ -55,7 +64,7 @@ def test_readme_and_results_show_the_published_numbers(tmp_path):
 
 def test_the_model_card_shows_the_published_numbers():
     block = (weights.SHIPPED / "README.md").read_text("utf-8").partition("<!-- numbers -->")[2]
-    expected = f"{pages.card(SMALL)}\n\n{pages.card(TINY)}"
+    expected = "\n\n".join(map(pages.card, (SMALL, TINY, FACE)))
     assert block.partition("<!-- /numbers -->")[0].strip() == expected.strip(), "run `doit publish`"
 
 

@@ -157,10 +157,12 @@ def driven(
     model: RAIN,
     by: int | None = None,
     ways: Sequence[str] = DRIVEN[:2],
+    fast: bool = False,
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Openings of the drivers ``(b, f, 3)``, and films of the characters, uint8 ``(b, f, h, w, 3)``.
 
-    ``by``: as for :func:`pair`. Films: by those ``ways`` of DRIVEN that are streamed, and the truth.
+    ``by``: as for :func:`pair`. Films: by those ``ways`` of DRIVEN that are streamed, and the truth. ``fast``: as for a
+    :class:`rainlab.method.stream.Stream`.
     """
     size, told, truth = preset.data.size, [], []
     conditions: dict[str, list[np.ndarray]] = {way: [] for way in ways}
@@ -175,7 +177,7 @@ def driven(
         truth.append(clip.frames[0].numpy())
         told.append(openings.openings(points))
     films = {"truth": np.stack(truth)}
-    options = evaluate.stream_options(preset, model)
+    options = evaluate.stream_options(preset, model) | {"fast": fast}
     for way, pictures in conditions.items():
         films[way] = sampling.stream(model, films["truth"][:, 0], np.stack(pictures), **options)
     return np.stack(told), {way: films[way] for way in DRIVEN if way in films}
