@@ -1,11 +1,14 @@
 """Table 8 on drawn faces: all systems see the same, and are measured where all of them paint."""
 
+from functools import partial
+
 import micro
 import numpy as np
 import pytest
 from test_rotators import MICRO as ROTATOR
 from test_students import MICRO as STUDENT
 
+from rainlab.baselines import animate_anyone
 from rainlab.measure import metrics, morphing, reported, rotators, students, talking_heads
 from rainlab.training import stages
 
@@ -20,6 +23,7 @@ def folder(tmp_path_factory):
         patch.setattr(stages, "trained", lambda *given: micro.model(CONFIG))
         patch.setattr(stages, "finished", lambda *given, **options: None)
         patch.setattr(talking_heads, "SIZE", (16, 16))
+        patch.setattr(animate_anyone, "animate", partial(animate_anyone.animate, steps=2))
         yield
 
 
