@@ -20,6 +20,7 @@ import statistics
 import threading
 import time
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -126,7 +127,7 @@ def _note(onnx: str | Path) -> str:
     raise ValueError(f"{Path(onnx).name}: got an ONNX file without rainlab's note, expected one that to_onnx wrote")
 
 
-class Exported:
+class Exported(ABC):
     """A tick outside of PyTorch, in place of :meth:`rainlab.method.tick.Tick.forward`; streams may share it.
 
     ``made_for``: what it was exported for, and the device. Inputs are read and results written where they are: nothing
@@ -149,8 +150,9 @@ class Exported:
         frames, latents, features, *memory = results
         return frames, State(latents, features, memory, places)
 
+    @abstractmethod
     def _execute(self, inputs: dict[str, Tensor], outputs: dict[str, Tensor]) -> None:
-        raise NotImplementedError
+        """Compute outputs, by name, from inputs."""
 
 
 class OnnxTick(Exported):
