@@ -113,7 +113,7 @@ if FULL.data.source != "studio":  # what never ends, and its truth, can only be 
     before = MEASUREMENTS["table2"]
     MEASUREMENTS["table2"] = replace(before, after=tuple(name for name in before.after if name != "endless"))
 if PRESET in OTHERS:
-    TRAININGS, MEASUREMENTS = {}, {"task": Job(OTHERS[PRESET][0], RECORD, threads=2)}
+    TRAININGS = MEASUREMENTS = {"task": Job(OTHERS[PRESET][0], RECORD, threads=2)}  # it trains and measures
 if RECORDING == "measured":  # on weights that are there
     kept = {name: job for name, job in MEASUREMENTS.items() if name != "ablations" or PRESET == ABLATED}
     MEASUREMENTS = {name: replace(job, after=tuple(x for x in job.after if x in kept)) for name, job in kept.items()}
@@ -227,7 +227,7 @@ def final(preset: Preset) -> set[str]:
     """Ids of the runs behind a preset's tables and figures; of what takes long those that were made."""
     if preset.name in OTHERS:
         return {run.id for run in OTHERS[preset.name][1](preset)}
-    found = [stages.recorded(preset, stage) for stage in stages.STAGES]
+    found = stages.all_recorded(preset)
     found += [evaluate.measure(preset, method) for method in evaluate.METHODS]
     found += [runs.existing(evaluate.measure, preset, method) for method in (*evaluate.OTHERS, *evaluate.SLOW)]
     found += [evaluate.compare(preset), legacy.compare(preset)]

@@ -8,7 +8,7 @@ import torch
 
 from rainlab.baselines import tha_distill, tha_teacher
 from rainlab.data.studio import body
-from rainlab.measure import metrics, rotators
+from rainlab.measure import metrics, rotators, students
 
 MICRO = rotators.Recipe(32, 6, 4, 3, 2, 1e-3, (8, 8, 16, 16), 8, (1, 2))
 
@@ -71,7 +71,7 @@ def test_designs_are_compared_at_equal_arithmetic(monkeypatch, tmp_path):
     half = rotators.arithmetic("THA3", MICRO) / 2  # steps are whole
     assert paid["THA3"] == pytest.approx(paid["Section 3.1"], abs=half)
     _, given = rotators.pictures("test", 4, MICRO)
-    truth, still = rotators.shown(given.final), rotators.shown(given.faced)
+    truth, still = students.shown(given.final), students.shown(given.faced)
     copied = found["THA3"][0].value("psnr", method="copy")["value"]
     assert copied == pytest.approx(metrics.psnr(still[:, None], truth[:, None]).mean(), rel=1e-6)
     assert rotators.compare((0, 1), MICRO)["THA3"][1].id == found["THA3"][1].id

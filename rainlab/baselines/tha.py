@@ -247,11 +247,21 @@ def to_picture(made: Tensor, straight: bool = True) -> np.ndarray:
 
     straight: colours as a PNG file has them; False: times alpha, as they are shown on black.
     """
+    return levels(made, straight).cpu().numpy()
+
+
+def levels(made: Tensor, straight: bool = True) -> Tensor:
+    """:func:`to_picture` as a tensor."""
+    return (_displayed(made, straight).permute(1, 2, 0) * 255 + 0.5).clamp(0, 255).byte()
+
+
+def _displayed(made: Tensor, straight: bool) -> Tensor:
+    """sRGB with alpha in [0, 1], ``(4, h, w)``."""
     x = ((made + 1) / 2).clamp(0, 1)
     colour, alpha = x[:3], x[3:]
     if straight:
         colour = torch.where(alpha > 1e-5, colour / alpha.clamp(min=1e-5), 0.0).clamp(0, 1)
-    return (torch.cat([_srgb(colour), alpha]).permute(1, 2, 0) * 255 + 0.5).clamp(0, 255).byte().cpu().numpy()
+    return torch.cat([_srgb(colour), alpha])
 
 
 def on_white(picture: np.ndarray) -> np.ndarray:
@@ -339,8 +349,7 @@ class Performer:
 
 def _shown(made: Tensor) -> Tensor:
     """As it is shown on black, in grey levels before they are rounded: ``(4, h, w)``."""
-    x = ((made + 1) / 2).clamp(0, 1)
-    return torch.cat([_srgb(x[:3]), x[3:]]) * 255
+    return _displayed(made, straight=False) * 255
 
 
 def read_character(path: str | Path) -> np.ndarray:

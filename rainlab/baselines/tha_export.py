@@ -51,11 +51,7 @@ class Graph(nn.Module):
         grid, alpha, colour = self.body.last_linear(x).split((2, 1, 4), 1)
         flow = (getattr(self, f"places_{level}") + grid).permute(0, 2, 3, 1)
         warped = F.grid_sample(picture, flow, "bilinear", "border", align_corners=False)
-        shown = ((((1 - alpha) * warped + alpha * colour)[0] + 1) / 2).clamp(0, 1)
-        linear, opaque = shown[:3], shown[3:]
-        linear = torch.where(opaque > 1e-5, linear / opaque.clamp(min=1e-5), 0.0).clamp(0, 1)
-        colour = torch.where(linear <= 0.0031308, linear * 12.92, 1.055 * linear.clamp(min=1e-6) ** (1 / 2.4) - 0.055)
-        return (torch.cat([colour, opaque]).permute(1, 2, 0) * 255 + 0.5).clamp(0, 255).to(torch.uint8)
+        return tha.levels(((1 - alpha) * warped + alpha * colour)[0])
 
 
 def places(side: int) -> Tensor:

@@ -265,12 +265,9 @@ def speed(preset: Preset, record: bool = False) -> runs.Run:
         if way.start:
             run.record("start_seconds", way.start, contender=label)
     run.record("ceiling", *ceiling(), 9, "one large product", contender="matrix product")
-    for row in rounds("engine", {label: partial(_frames, way, clip) for label, way in made.items()}, "frames/s", 5):
-        for metric, values in {
-            "frames_per_second": (row.median, row.low, row.high),
-            "speed": (row.speed, row.speed_low, row.speed_high),
-        }.items():
-            run.record(metric, *values, row.repetitions, PROTOCOL, contender=row.contender)
+    record_rates(
+        run, rounds("engine", {label: partial(_frames, way, clip) for label, way in made.items()}, "frames/s", 5)
+    )
     for row in timings("fast", repetitions=7, preset=preset):
         run.record("gain", row.speed, row.speed_low, row.speed_high, row.repetitions, PROTOCOL, contender=row.contender)
     for row in timings("sizes", repetitions=5, preset=preset):
@@ -280,6 +277,16 @@ def speed(preset: Preset, record: bool = False) -> runs.Run:
     for row in timings("tick", repetitions=15, preset=preset):
         run.record("seconds", row.median, row.low, row.high, row.repetitions, PROTOCOL, contender=row.contender)
     return run.finish()
+
+
+def record_rates(run: runs.Run, rows: Sequence[Row]) -> None:
+    """Record ``frames_per_second`` and ``speed`` of contenders."""
+    for row in rows:
+        for metric, values in {
+            "frames_per_second": (row.median, row.low, row.high),
+            "speed": (row.speed, row.speed_low, row.speed_high),
+        }.items():
+            run.record(metric, *values, row.repetitions, PROTOCOL, contender=row.contender)
 
 
 def table(rows: Sequence[Row]) -> str:

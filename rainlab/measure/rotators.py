@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -22,7 +21,7 @@ from rainlab.baselines import tha_distill
 from rainlab.baselines.tha_distill import Turns
 from rainlab.baselines.tha_teacher import TURN, Coder, Turned, UNet, move, turned
 from rainlab.data.studio import body, face
-from rainlab.measure import metrics, students
+from rainlab.measure import students
 from rainlab.method.checkpoint import write_tensors
 from rainlab.training import weights
 
@@ -115,11 +114,9 @@ def rotator(design: str, seed: int = 0, recipe: Recipe = SMALL, record: bool = F
         run.record("parameters", sum(p.numel() for p in network.parameters()))
         run.record("flops", arithmetic(design, recipe))
         pose, given = pictures("test", recipe.tests, recipe)
-        truth, still = (shown(x) for x in (given.final, given.faced))
-        for method, frames in {"rotator": shown(turn_all(network, given.faced, pose)), "copy": still}.items():
-            values = metrics.evaluate(frames[:, None], truth[:, None])
-            for name in students.MEASURES:
-                run.record(name, *metrics.bootstrap(values[name]), PROTOCOL, method=method)
+        made = {"rotator": turn_all(network, given.faced, pose), "copy": given.faced}
+        drawn = {method: students.shown(x) for method, x in made.items()}
+        students.record_each(run, drawn, students.shown(given.final), PROTOCOL)
 
     return runs.made(make, record, None, "rotator", config, VERSION)
 
@@ -167,11 +164,6 @@ def pictures(split: str, count: int, recipe: Recipe) -> tuple[Tensor, Turns]:
 def turn_all(network: nn.Module, faced: Tensor, pose: Tensor) -> Tensor:
     """All of them, some at a time."""
     return torch.cat([turn(network, *some).picture for some in zip(faced.split(16), pose.split(16), strict=True)])
-
-
-def shown(made: Tensor) -> np.ndarray:
-    """Pictures ``(n, 4, h, w)`` on white: uint8 ``(n, h, w, 3)``."""
-    return np.stack([students.on_white(each) for each in made])
 
 
 def compare(seeds: Sequence[int] = SEEDS, recipe: Recipe = SMALL, record: bool = False) -> dict[str, list[runs.Run]]:

@@ -126,12 +126,7 @@ def speed(folder: str | Path | None = None, teacher: bool = False, record: bool 
                 apart = np.abs(picture - pictures[FIRST][top:bottom, left:right]).max()
                 run.record("grey_levels", int(apart), contender=label)
         turns = {label: _Turn(draw, poses) for label, draw in made.items()}
-        for row in bench.rounds("students", turns, "frames/s", ROUNDS):
-            for metric, values in {
-                "frames_per_second": (row.median, row.low, row.high),
-                "speed": (row.speed, row.speed_low, row.speed_high),
-            }.items():
-                run.record(metric, *values, row.repetitions, bench.PROTOCOL, contender=row.contender)
+        bench.record_rates(run, bench.rounds("students", turns, "frames/s", ROUNDS))
     return run.finish()
 
 

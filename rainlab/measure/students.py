@@ -153,12 +153,16 @@ def lessons(character: int, recipe: Recipe, split: str = "train") -> Lessons:
 
 def measure(run: runs.Run, network: tha.Student | tha.FaceMorpher, asked: Lessons) -> None:
     """Record MEASURES of a student in other poses, and of its character at rest."""
-    truth = np.stack([on_white(each) for each in asked.final])
-    made = {"student": pictures(network, asked.pose), "copy": np.repeat(on_white(asked.character)[None], len(truth), 0)}
+    still = asked.character.expand_as(asked.final)
+    record_each(run, {"student": pictures(network, asked.pose), "copy": shown(still)}, shown(asked.final), PROTOCOL)
+
+
+def record_each(run: runs.Run, made: dict[str, np.ndarray], truth: np.ndarray, protocol: str) -> None:
+    """Record MEASURES of pictures ``(n, h, w, 3)``, label ``method``; n: pictures."""
     for method, frames in made.items():
         values = metrics.evaluate(frames[:, None], truth[:, None])
         for name in MEASURES:
-            run.record(name, *metrics.bootstrap(values[name]), PROTOCOL, method=method)
+            run.record(name, *metrics.bootstrap(values[name]), protocol, method=method)
 
 
 def pictures(network: tha.Student | tha.FaceMorpher, poses: Tensor) -> np.ndarray:
@@ -172,6 +176,11 @@ def pictures(network: tha.Student | tha.FaceMorpher, poses: Tensor) -> np.ndarra
 def on_white(made: Tensor) -> np.ndarray:
     """A picture of the networks' ``(4, h, w)`` as a page shows it: uint8 ``(h, w, 3)``."""
     return tha.on_white(tha.to_picture(made))
+
+
+def shown(made: Tensor) -> np.ndarray:
+    """Several of them: ``(n, 4, h, w)`` -> ``(n, h, w, 3)``."""
+    return np.stack([on_white(each) for each in made])
 
 
 def phases_of(model: str) -> list[tuple[float, Sequence[float]]]:

@@ -94,14 +94,14 @@ def films(
     chosen = students.recipe_of(recipe)
     network = students.load(students.student(number, recipe, record=True))
     own = tha_distill.studio_lessons(who, pose[0], chosen.size)
-    made["student"] = students.pictures(network, own.pose), rotators.shown(own.final)
+    made["student"] = students.pictures(network, own.pose), students.shown(own.final)
     given = own if chosen.size == rotator.size else tha_distill.studio_lessons(who, pose[0], rotator.size)
     for design in rotators.DESIGNS:
         run = rotators.rotator(design, 0, rotator, record=True)
         turning = rotators.build(design, rotator).eval().requires_grad_(False)
         turning.load_state_dict(read_tensors(weights.weights_file(run.id))[0])
         turned = rotators.turn_all(turning, given.faced, given.pose)
-        made[design] = rotators.shown(turned), rotators.shown(given.final)
+        made[design] = students.shown(turned), students.shown(given.final)
     mask = clip.mask[0].numpy()
     return {method: made[method] for method in METHODS} | {"mask": (mask, mask)}
 
@@ -111,9 +111,9 @@ def _values(*given) -> dict[str, dict[str, float]]:
     made = films(*given)
     mask, _ = made.pop("mask")
     recipe, number = given[1], given[3]
-    chosen = students.recipe_of(recipe)
-    (top, left), side = students.face_place(students.lessons(number, chosen))
-    scale = mask.shape[1] / chosen.size
+    learned = students.load(students.student(number, recipe, record=True))
+    (top, left), side = learned.corner, learned.face.size
+    scale = mask.shape[1] / learned.body.size
     low, high = ([round(x * scale) for x in corner] for corner in ((top, left), (top + side, left + side)))
     square = np.zeros_like(mask)
     square[:, low[0] : high[0], low[1] : high[1]] = True
