@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from small_diffusers import write_pipeline
 
-from rainlab.baselines import image_models
+from rainlab.baselines import dual_attention, image_models
 from rainlab.baselines import pose_animate as pa
 from rainlab.data import pose
 from rainlab.method import restyle, schedule
@@ -62,7 +62,7 @@ def test_attention_to_source_past_and_self(masked):
     q, k, v = (normal(4, 2, 9, 5, seed=s) for s in range(3))
     masks = (normal(4, 9, seed=3) > 0).float() if masked else None
     weights = (0.7, 0.2, 0.1)
-    got = pa.dual_consistency(q, k, v, weights, masks)
+    got = dual_attention.dual_consistency(q, k, v, weights, masks)
     Q, K, V = (x.double().numpy() for x in (q, k, v))
     for i in range(4):
         for head in range(2):
@@ -88,18 +88,18 @@ def test_masks_are_made_of_what_cross_attention_sees():
     left[0, :, :4], left[1, 2:6, 2:6] = 1, 1
     fine = left.flatten(1) + 0.05 * normal(2, 64).abs()
     coarse = F.avg_pool2d(left[None], 2)[0].flatten(1)
-    masks = pa.seen_masks([fine, coarse, 3 * fine], (8, 8))
+    masks = dual_attention.seen_masks([fine, coarse, 3 * fine], (8, 8))
     assert torch.equal(masks, left)
-    assert torch.equal(pa.resized(masks, 16), (coarse >= 0.5).float()) and torch.equal(
-        pa.resized(masks, 64), left.flatten(1)
+    assert torch.equal(dual_attention.resized(masks, 16), (coarse >= 0.5).float()) and torch.equal(
+        dual_attention.resized(masks, 64), left.flatten(1)
     )
     with pytest.raises(ValueError, match="masks: got 8×8, expected a whole multiple of a layer of 20 places"):
-        pa.resized(masks, 20)
+        dual_attention.resized(masks, 20)
 
 
 def test_a_layer_is_told_apart_by_the_characters_words():
     q, k = normal(4, 2, 9, 5), normal(4, 2, 7, 5, seed=1)  # two groups of two frames
-    look = pa.Look(groups=2)
+    look = dual_attention.Look(groups=2)
     look.saw(q, k, slice(2, 4))
     look.saw(q, k[:, :, :1], None)
     words, alone = (x.double().numpy() for x in look.maps)
@@ -176,10 +176,10 @@ def test_looking_changes_nothing_until_it_is_told_to(small):
     latents, words = normal(3, 4, 8, 6), normal(3, 1, 16, seed=1)
     features = small.features(micro.pictures(3))
     plain = small.predict(latents, 500, words, features)
-    with small.looking(look := pa.Look()):
+    with small.looking(look := dual_attention.Look()):
         torch.testing.assert_close(small.predict(latents, 500, words, features), plain)
         assert look.maps and all(x.shape[0] == 3 and (x > 0).all() and (x < 1).all() for x in look.maps)
-    with small.looking(pa.Look((0.7, 0.15, 0.15))):
+    with small.looking(dual_attention.Look((0.7, 0.15, 0.15))):
         mixed = small.predict(latents, 500, words, features)
     torch.testing.assert_close(mixed[0], plain[0])  # the source attends to itself
     assert (mixed[1:] - plain[1:]).abs().min(0).values.max() > 1e-4
@@ -223,7 +223,7 @@ def test_masks_are_carried_from_the_picture_by_attention(small):
     q, k, v = (normal(4, 2, 12, 5, seed=s) for s in range(3))
     mask = torch.zeros(1, 4, 3)
     mask[:, 1:3] = 1
-    look = pa.Look((0.7, 0.2, 0.1), groups=2, source=mask)
+    look = dual_attention.Look((0.7, 0.2, 0.1), groups=2, source=mask)
     look.attention(q, k, v)
     Q, K = (x.double().numpy() for x in (q, k))
     expected = [softmax(Q[i] @ K[0].transpose(0, 2, 1) / 5**0.5) @ mask.flatten().double().numpy() for i in (0, 1)]
@@ -319,10 +319,10 @@ def test_published_attention_is_as_before_until_it_is_told_otherwise(published):
     features = published.features(micro.pictures(3, size=(64, 64)))
     with torch.no_grad():
         plain = published.predict(latents, 500, words, features)
-        with published.looking(look := pa.Look()):
+        with published.looking(look := dual_attention.Look()):
             torch.testing.assert_close(published.predict(latents, 500, words, features), plain, rtol=1e-4, atol=1e-5)
         assert look.maps and {x.shape[1] for x in look.maps} <= {64, 16}
-        with published.looking(pa.Look((0.7, 0.15, 0.15))):
+        with published.looking(dual_attention.Look((0.7, 0.15, 0.15))):
             mixed = published.predict(latents, 500, words, features)
         torch.testing.assert_close(mixed[0], plain[0], rtol=1e-4, atol=1e-5)
         assert (mixed[1:] - plain[1:]).abs().max() > 1e-5

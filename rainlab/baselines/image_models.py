@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rainlab.baselines.pose_animate import Look
+from rainlab.baselines.dual_attention import Look
 from rainlab.method import schedule
 from rainlab.method.rain import RAIN, to_signed, to_uint8, to_unit
 from rainlab.method.unet import Attention, Condition, SpatialBlock, attend

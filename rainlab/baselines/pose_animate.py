@@ -6,7 +6,7 @@ picture, and then to draw it again in other poses. Four modules, each of which c
     PACM  the embedding of the prompt is optimised, time step by time step: first until the picture comes out again
           under its own pose, then once more for every frame under that frame's pose (section 3.2, Algorithm 1)
     DCAM  in the up blocks a frame attends to the source picture, the frame before and itself (section 3.3)
-    MGDM  character and background apart, by masks from cross-attention (section 3.4)
+    MGDM  character and background apart, by masks from cross-attention (section 3.4); both: `dual_attention`
     PATA  the poses are moved to where the character stands, and come from its own by and by (:func:`transition`)
 
 What the modules need of an image model is :class:`Backbone`; :mod:`rainlab.baselines.image_models` has two.
@@ -20,7 +20,7 @@ be carried from the picture's by attention (``Options.carried``), where one toke
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Protocol
 
@@ -30,12 +30,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rainlab.baselines.dual_attention import Look, average, resized, seen_masks
 from rainlab.data import pose
 from rainlab.method import schedule
-from rainlab.method.unet import attend
 
 AT_ONCE = 16  # frames whose embeddings are optimised together: what fits in memory
-THRESHOLD = 0.3  # of a cross-attention map, as a share of its maximum: prompt-to-prompt's
 
 
 @dataclass(frozen=True)
@@ -58,45 +57,6 @@ class Options:
             raise ValueError(f"got {self.steps} steps and {self.inner} inner ones, expected one of each at least")
         if abs(sum(self.weights) - 1) > 1e-6 or min(self.weights) < 0:
             raise ValueError(f"weights: got {self.weights}, expected three that are not negative and add up to 1")
-
-
-@dataclass
-class Look:
-    """What attention layers are told in a pass over ``f`` frames (frame 0 is the source), ``groups`` times over.
-
-    ``masks`` ``(f, h, w)`` at the latents' size, 1 is the character; None: not apart. ``maps`` collects what cross-
-    attention says, ``(f, n)`` from each layer, of the first of the groups; and ``carried`` what part of each place's
-    attention to the source falls on ``source``, its mask ``(1, h, w)``, likewise.
-    """
-
-    weights: tuple[float, float, float] | None = None  # None: every frame attends to itself
-    groups: int = 1
-    masks: Tensor | None = None
-    source: Tensor | None = None
-    maps: list[Tensor] = field(default_factory=list)
-    carried: list[Tensor] = field(default_factory=list)
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Self-attention ``(groups·f, heads, n, d)`` of an up block."""
-        if self.weights is None:
-            return attend(q, k, v, None)
-        masks = None if self.masks is None else resized(self.masks, q.shape[2])
-        parts = [*zip(*(x.chunk(self.groups) for x in (q, k, v)), strict=True)]
-        if self.source is not None:
-            (q, k, _), there = parts[0], resized(self.source, q.shape[2])[:, None, :, None].to(q.dtype)
-            share = attend(q, k[:1].expand_as(q), there.expand(*q.shape[:-1], 1), None)
-            self.carried.append(share[..., 0].mean(1).detach())
-        return torch.cat([dual_consistency(*part, self.weights, masks) for part in parts])
-
-    def saw(self, q: Tensor, k: Tensor, tokens: slice | None) -> None:
-        """Cross-attention ``(groups·f, heads, n, d)`` to ``(groups·f, heads, l, d)``; ``tokens``: the character's.
-
-        None: there is one token, and every place attends to it; told apart by how much against a token of zeros.
-        """
-        q, k = (x.chunk(self.groups)[0] for x in (q, k))
-        scores = q @ k.mT * q.shape[-1] ** -0.5
-        shares = scores.sigmoid()[..., 0] if tokens is None else scores.softmax(-1)[..., tokens].sum(-1)
-        self.maps.append(shares.mean(1).detach())
 
 
 class Backbone(Protocol):
@@ -124,60 +84,6 @@ class Backbone(Protocol):
 
     def looking(self, look: Look) -> AbstractContextManager[None]:
         """Context manager: passes inside it attend as ``look`` says."""
-
-
-def dual_consistency(
-    q: Tensor, k: Tensor, v: Tensor, weights: tuple[float, float, float], masks: Tensor | None = None
-) -> Tensor:
-    """Attention of frames ``(f, heads, n, d)`` to frame 0, the frame before and themselves (equations 7 to 9).
-
-    masks: ``(f, n)``, 1 is the character: keys and values of the rest are zero, and the other way round. Frame 0 is
-    the source, and attends to itself.
-    """
-
-    def fused(k: Tensor, v: Tensor) -> Tensor:
-        seen = (lambda x: x[:1].expand_as(x)), (lambda x: torch.cat([x[:1], x[:-1]])), (lambda x: x)
-        return sum(w * attend(q, of(k), of(v), None) for w, of in zip(weights, seen, strict=True))
-
-    if masks is None:
-        made = fused(k, v)
-    else:
-        m = masks[:, None, :, None].to(q.dtype)
-        made = m * fused(m * k, m * v) + (1 - m) * fused((1 - m) * k, (1 - m) * v)
-    return torch.cat([attend(q[:1], k[:1], v[:1], None), made[1:]])
-
-
-def resized(masks: Tensor, count: int) -> Tensor:
-    """Masks ``(f, h, w)`` at the size of a layer of ``count`` places: ``(f, count)``, 0 or 1."""
-    f, height, width = masks.shape
-    factor = round((height * width / count) ** 0.5)
-    if (height // factor) * (width // factor) != count:
-        raise ValueError(f"masks: got {height}×{width}, expected a whole multiple of a layer of {count} places")
-    return (F.avg_pool2d(masks[None].float(), factor)[0] >= 0.5).float().reshape(f, count)
-
-
-def average(maps: list[Tensor], size: tuple[int, int]) -> Tensor:
-    """The mean of maps ``(f, n)`` of layers of different sizes, ``(f, h, w)``."""
-    height, width = size
-    total = torch.zeros(len(maps[0]), height, width, device=maps[0].device)
-    for one in maps:
-        factor = round((height * width / one.shape[1]) ** 0.5)
-        if one.shape[1] != (height // factor) * (width // factor):
-            expected = f"{height}×{width} divided by a whole number; take pictures of a multiple of 64 pixels"
-            raise ValueError(f"maps: got a layer of {one.shape[1]} places, expected {expected}")
-        small = one.reshape(len(one), 1, height // factor, width // factor).float()
-        total += F.interpolate(small, size=size, mode="bilinear", align_corners=False)[:, 0]
-    return total / len(maps)
-
-
-def seen_masks(maps: list[Tensor], size: tuple[int, int], threshold: float = THRESHOLD) -> Tensor:
-    """Where the character is, ``(f, h, w)`` of 0 and 1, by the mean of cross-attention maps of layers and steps.
-
-    Prompt-to-prompt's way: cut at a share of the way from the least to the greatest value.
-    """
-    total = average(maps, size)
-    low, high = (bound(total.flatten(1), 1).values[:, None, None] for bound in (torch.min, torch.max))
-    return ((total - low) >= threshold * (high - low).clamp(min=1e-12)).float()
 
 
 @dataclass(frozen=True)
@@ -297,8 +203,25 @@ def animate(
         raise ValueError(f"mask: got {mask.dtype} {mask.shape}, expected bool {picture.shape[:2]} like the picture")
     own, features = backbone.features(source[None]), backbone.features(poses)
     inversion = invert(backbone, picture, own, embedding, options)
-    frames = pose_aware(backbone, inversion, features, options)
-    features = torch.cat([own, features])
+    return draw(backbone, inversion, own, features, pose_aware(backbone, inversion, features, options), options, mask)
+
+
+@torch.no_grad()
+def draw(
+    backbone: Backbone,
+    inversion: Inversion,
+    source: Tensor,
+    features: Tensor,
+    embeddings: list[Tensor],
+    options: Options,
+    mask: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Frames from the source's noise, all at once, that attend to the source and to each other: the last part.
+
+    source, features: of the poses of picture and frames. embeddings: of :func:`pose_aware`. mask, returns: as in
+    :func:`animate`.
+    """
+    features = torch.cat([source, features])
     latents = inversion.latents[-1].expand(len(features), -1, -1, -1)
     size, look = latents.shape[-2:], Look(options.weights if options.dcam else None, groups=2)
     given = None
@@ -313,7 +236,7 @@ def animate(
                 look.masks = (average(look.carried, size) >= 0.5).float() if carried else seen_masks(look.maps, size)
                 if given is not None:
                     look.masks[:1] = given
-            each = torch.cat([inversion.embeddings[number], frames[number]])
+            each = torch.cat([inversion.embeddings[number], embeddings[number]])
             latents = step(backbone, latents, time, after, each, features, options.guidance)
     seen = look.masks[1:].bool().cpu().numpy() if look.masks is not None else None
     return backbone.decode(latents[1:]), seen

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rainlab import runs
-from rainlab.baselines import animate_anyone, image_models, pose_animate
+from rainlab.baselines import animate_anyone, dual_attention, image_models, pose_animate
 from rainlab.config import Preset, identity
 from rainlab.data import pose
 from rainlab.data.studio import body
@@ -138,6 +138,6 @@ def _values(one: Scene, frames: np.ndarray, masks: np.ndarray | None) -> dict[st
         found |= {"id_studio": features.identity(x, y), "lpips_studio": features.perceptual(x, y)}
         found["consistency"] = features.identity(x[:, 1:], x[:, :-1])
     if masks is not None:
-        truth = pose_animate.resized(torch.from_numpy(one.mask), masks[0].size).bool().numpy().reshape(masks.shape)
+        truth = dual_attention.resized(torch.from_numpy(one.mask), masks[0].size).bool().numpy().reshape(masks.shape)
         found["mask_iou"] = [(masks & truth).sum() / max((masks | truth).sum(), 1)]
     return {name: float(np.asarray(found[name])[0]) for name in MEASURES if name in found}
