@@ -54,3 +54,11 @@ THA4 = {
 THA4_SPEED = {"THA3": (35.899, 41.409, 64.607), "Section 3.1": (125.843, 116.763, 159.647),
               "student": (12.523, 15.098, 22.091)}  # fmt: skip
 """Tables 3 and 5: milliseconds a frame on an RTX A6000, a Titan RTX and a GTX 1080 Ti."""
+POSE_ANIMATE = {
+    "IP-Adapter, ControlNet": (0.466, 0.937, 94.88, 0.1323),
+    "Disco": (0.278, 0.811, 92.23, 0.0434),
+    "MagicAnimate, DensePose": (0.273, 0.870, 97.87, 0.0193),
+    "MagicAnimate, OpenPose": (0.411, 0.867, 97.63, 0.0261),
+    "PoseAnimate": (0.247, 0.948, 97.33, 0.0384),
+}
+"""PoseAnimate's Table 1: LPIPS and CLIP-I to the source picture, frame consistency, warping error; 16 frames, 512²."""
