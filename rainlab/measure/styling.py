@@ -64,12 +64,19 @@ def behind(preset: Preset) -> list[runs.Run]:
 
 
 def styled(
-    preset: Preset, number: int, styles: Sequence[str], frames: int, model: RAIN, moving: bool = False
+    preset: Preset,
+    number: int,
+    styles: Sequence[str],
+    frames: int,
+    model: RAIN,
+    moving: bool = False,
+    fast: bool = False,
 ) -> tuple[np.ndarray, dict[str, np.ndarray], dict[str, np.ndarray]]:
     """One held-out street in several styles: ``(its depth, truth by style, results by style)``.
 
-    Depth as condition pictures uint8 ``(f, h, w, 3)``, films like it; frame 0 in its style is the reference. Raises
-    ValueError for a style that is not one of :data:`rainlab.data.studio.scene.STYLES`.
+    Depth as condition pictures uint8 ``(f, h, w, 3)``, films like it; frame 0 in its style is the reference. ``fast``:
+    as for a :class:`rainlab.method.stream.Stream`. Raises ValueError for a style that is not one of
+    :data:`rainlab.data.studio.scene.STYLES`.
     """
     seed, size = body.split_seeds("test", 1, number), preset.data.size
     made = {name: scene.render(seed, frames, size, preset.data.fps, moving=moving, styles=name) for name in styles}
@@ -77,6 +84,6 @@ def styled(
     grey = (made[styles[0]].depth[0] * 255 + 0.5).byte()[..., None]
     depth = grey.expand(*grey.shape[:-1], 3).numpy()
     reference = np.stack([film[0] for film in truth.values()])
-    options = evaluate.stream_options(preset, model)
+    options = evaluate.stream_options(preset, model) | {"fast": fast}
     films = sampling.stream(model, reference, np.repeat(depth[None], len(styles), 0), **options)
     return depth, truth, dict(zip(styles, films, strict=True))
