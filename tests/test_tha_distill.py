@@ -99,6 +99,17 @@ def test_who_draws_first_can_train_later(lessons):
         assert len(train(network)) == 1 and len(train(network)) == 1  # frozen by the first, it learns again
 
 
+def test_a_shorter_training_goes_in_longer_strides(lessons):
+    moved = []
+    for rate in (1.0, 5.0):
+        torch.manual_seed(0)
+        network = student_body()
+        before = network.last_linear.weight.detach().clone()
+        tha_distill.train_body(network, lessons, tha_distill.BATCH, rate=rate)  # one step
+        moved.append(network.last_linear.weight - before)
+    torch.testing.assert_close(moved[1], 5 * moved[0], rtol=1e-3, atol=1e-7)
+
+
 def test_lessons_of_the_published_teacher():
     def teacher(character, pose):
         assert character.dtype == pose.dtype == torch.float32

@@ -139,15 +139,20 @@ def value_at(steps: Sequence[tuple[float, object]], share: float):
 
 
 def train_face(
-    network: tha.FaceMorpher, lessons: Lessons, corner: tuple[int, int], examples: int, state: Path | None = None
+    network: tha.FaceMorpher,
+    lessons: Lessons,
+    corner: tuple[int, int],
+    examples: int,
+    state: Path | None = None,
+    rate: float = 1.0,
 ) -> list[float]:
-    """Train a face on lessons' faces, cut out at ``corner``; returns the loss of each step. ``state`` as for `_fit`."""
+    """Train a face on lessons' faces, cut out at ``corner``; returns the loss of each step. Options as for `_fit`."""
     faces, moves = _cut(lessons.faced, corner, network.size), movable(lessons, corner, network.size)
 
     def loss(number: int, share: float) -> Tensor:
         return face_loss(network(lessons.pose[number]), faces[number], moves)
 
-    return _fit(network, loss, FACE_RATES, lessons, examples, "face", state)
+    return _fit(network, loss, FACE_RATES, lessons, examples, "face", state, rate)
 
 
 def train_body(
@@ -156,42 +161,45 @@ def train_body(
     examples: int,
     state: Path | None = None,
     phases: Sequence[tuple[float, Sequence[float]]] = PHASES,
+    rate: float = 1.0,
 ) -> list[float]:
-    """Train a body on lessons; returns the loss of each step. ``state`` as for `_fit`; ``phases``: like PHASES."""
+    """Train a body on lessons; returns the loss of each step. Options as for `_fit`; ``phases``: like PHASES."""
 
     def loss(number: int, share: float) -> Tensor:
         drawn = network(lessons.faced[number], lessons.pose[number])
         return body_loss(drawn, lessons, number, value_at(phases, share))
 
-    return _fit(network, loss, BODY_RATES, lessons, examples, "body", state)
+    return _fit(network, loss, BODY_RATES, lessons, examples, "body", state, rate)
 
 
-def train_whole(network: tha.FaceMorpher, lessons: Lessons, examples: int, state: Path | None = None) -> list[float]:
+def train_whole(
+    network: tha.FaceMorpher, lessons: Lessons, examples: int, state: Path | None = None, rate: float = 1.0
+) -> list[float]:
     """Train one network of sine layers to paint all of the final picture (section 5.2); rates are the body's."""
 
     def loss(number: int, share: float) -> Tensor:
         return (network(lessons.pose[number]) - lessons.final[number]).abs().mean()
 
-    return _fit(network, loss, BODY_RATES, lessons, examples, "whole", state)
+    return _fit(network, loss, BODY_RATES, lessons, examples, "whole", state, rate)
 
 
 def _fit(
-    network: nn.Module, loss, rates, lessons: Lessons, examples: int, what: str, state: Path | None
+    network: nn.Module, loss, rates, lessons: Lessons, examples: int, what: str, state: Path | None, rate: float
 ) -> list[float]:
     """Adam on BATCH lessons a step, drawn by step so that a training goes on from ``state`` as if never interrupted.
 
-    ValueError if ``state`` is of another training.
+    ``rate``: what the paper's are multiplied by, for a training that is shorter. ValueError if ``state`` is of another.
     """
     network.train().requires_grad_(True)
     parameters = dict(network.named_parameters())
     adam, curve = torch.optim.Adam(parameters.values(), rates[0][1]), []
-    steps, of = -(-examples // BATCH), f"{what}, {examples} examples, {_fingerprint(lessons)}"
+    steps, of = -(-examples // BATCH), f"{what}, {examples} examples, rate {rate:g}, {_fingerprint(lessons)}"
     if state and state.exists():
         curve = _restore(parameters, adam, state, of)
     for step in tqdm(range(len(curve), steps), what, steps, initial=len(curve), leave=False):
         draw = np.random.default_rng([7, step]).integers(len(lessons), size=BATCH)
         for group in adam.param_groups:
-            group["lr"] = value_at(rates, step / steps)
+            group["lr"] = rate * value_at(rates, step / steps)
         adam.zero_grad()
         total = 0.0
         for number in draw:

@@ -45,6 +45,7 @@ class Recipe:
     body_examples: int = 80_000
     face: tuple[int, int] = (128, 8)  # width and sine layers of the face
     widths: tuple[tuple[int, ...], ...] = tha.WIDTHS
+    rate: float = 1.0  # what the paper's learning rates are multiplied by
 
 
 RECIPES = {
@@ -118,11 +119,11 @@ def _train(
     """Train in a run, resuming; weights and curves are kept there."""
     curves, state = {}, {name: run.path / f"{name}.safetensors" for name in ("face", "body", "whole")}
     if isinstance(network, tha.Student):
-        corner, examples = network.corner, (recipe.face_examples, recipe.body_examples)
-        curves["face"] = tha_distill.train_face(network.face, given, corner, examples[0], state["face"])
-        curves["body"] = tha_distill.train_body(network.body, given, examples[1], state["body"], phases_of(model))
+        examples, corner, rate = (recipe.face_examples, recipe.body_examples), network.corner, recipe.rate
+        curves["face"] = tha_distill.train_face(network.face, given, corner, examples[0], state["face"], rate)
+        curves["body"] = tha_distill.train_body(network.body, given, examples[1], state["body"], phases_of(model), rate)
     else:
-        curves["whole"] = tha_distill.train_whole(network, given, recipe.body_examples, state["whole"])
+        curves["whole"] = tha_distill.train_whole(network, given, recipe.body_examples, state["whole"], recipe.rate)
     write_tensors(run.path / weights.NAME, _tensors(network))
     for part, curve in curves.items():
         for step in range(0, len(curve), max(1, len(curve) // 200)):
