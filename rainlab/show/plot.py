@@ -11,7 +11,6 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
-from matplotlib.textpath import TextPath
 
 from rainlab.show.figures import COLOURS, GREY, INK, NOISE, STYLE, folder, new_figure, save, save_film, use_style, webp
 from rainlab.show.staircase import staircase
@@ -53,9 +52,8 @@ def sheet(
             top, left = i * (height + gap), j * (width + gap)
             canvas[top : top + height, left : left + width] = picture.repeat(scale, 0).repeat(scale, 1)
     zoom = max(1.0, canvas.shape[1] / _WIDTH)  # the page shrinks a wide sheet: larger letters stay readable
-    lines = [line for label in rows for line in label.split("\n")]
-    long = max(TextPath((0, 0), line, size=10 / 0.72).get_extents().width if line.strip() else 0 for line in lines)
-    left = round((long + 12 * (long > 0)) * zoom)
+    letters = max(len(line) for label in rows for line in label.split("\n"))
+    left = round((7 * letters + 12 * (letters > 0)) * zoom)
     above, below = round((26 if title else 2) * zoom), round((20 if columns else 2) * zoom)
     across, down = left + canvas.shape[1] + 2, above + canvas.shape[0] + below
     figure = new_figure(across / 100, down / 100)
