@@ -44,10 +44,12 @@ train: setup  ## only the trainings, of the preset small unless PRESET names ano
 weights: setup  ## fetch the published weights of paper scale into weights/ (7 GB), at pinned commits, with checksums
 	@$(RUN) python -m doit weights
 
+# What takes long goes first, so that no worker is left alone with it: notebooks, and not the files with most tests.
 test: setup  ## ruff, unit tests, and the committed notebooks against their outputs
 	@status=0; export OMP_NUM_THREADS=1; $(RUN); \
 	ruff check . || status=1; \
-	python -m pytest -q -n $(WORKERS) --dist loadfile --nbval --nbval-current-env tests notebooks || status=1; \
+	python -m pytest -q -n $(WORKERS) --dist loadfile --no-loadscope-reorder --nbval --nbval-current-env notebooks tests \
+	  || status=1; \
 	exit $$status
 
 lab: setup  ## open JupyterLab on the tour

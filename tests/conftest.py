@@ -1,7 +1,7 @@
 """What all test sessions share: one thread, run and figure folders of their own, how notebooks are compared.
 
     pytest                                                        the unit tests
-    pytest --nbval tests notebooks                                and the committed notebooks
+    pytest --nbval notebooks tests                                and the committed notebooks
     pytest --nbval tests/conftest.py notebooks/10_studio.ipynb    one notebook
 """
 
