@@ -14,7 +14,7 @@ from rainlab.method.checkpoint import save_model
 from rainlab.training import stages, weights
 
 SMALL, TINY = make_preset("small"), make_preset("tiny")  # of README, notebooks and tables; of Table 3
-FACE = make_preset("face")  # of drawn faces, as far as it is trained
+FACE = make_preset("face")  # of drawn faces
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 
@@ -27,9 +27,10 @@ def test_every_stage_is_published_and_shipped(preset):
 
 
 def test_faces_stream_with_what_is_shipped():
-    made = [run for stage in ("autoencoder", "stage1", "stage2") if (run := stages.recorded(FACE, stage))]
-    assert [weights.weights_file(run.id).parent for run in made] == [weights.SHIPPED] * 3
-    follows = morphing.following(FACE, stage="stage2")
+    assert rainlab.load("face").denoising_unet.cfg.guidance_dim
+    made = [runs.get(path.stem) for path in weights.SHIPPED.glob("*.safetensors")]
+    assert {run.id for run in made} >= {stages.run_id(FACE, stage) for stage in ("autoencoder", "stage1", "distill3d")}
+    follows = morphing.following(FACE)
     eyes, mouth = (follows.value("opening_correlation", driven="calibrated", part=part) for part in ("eyes", "mouth"))
     assert eyes["ci_low"] > 0.8 and 0.5 < mouth["ci_low"] < mouth["ci_high"] < 0.8
 
