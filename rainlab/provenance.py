@@ -45,7 +45,12 @@ def hardware(project: Path) -> dict[str, str | int | None]:
 
 
 def code(project: Path) -> dict[str, str | bool | None]:
-    """The commit of a git repository, and whether the package differs from it; None where that is not known."""
+    """The commit of a git repository, and whether the package differs from it; None where that is not known.
+
+    A package that is installed without its repository has no commit, not even one of a repository around it.
+    """
+    if not (project / ".git").exists():
+        return {"commit": None, "dirty": None}
     changes = _command(project, "git", "status", "--porcelain", "--", "rainlab")
     return {
         "commit": _command(project, "git", "rev-parse", "HEAD"),

@@ -26,6 +26,7 @@ from rainlab.files import atomic_path, plain, root, write_json
 from rainlab.provenance import code, made_with
 
 FILES = ("config.json", "metrics.json", "provenance.json")  # written in this order: the last one makes a run finished
+SOURCE = Path(__file__).parents[1]  # the code that runs, wherever it was started
 VALUES = "values.json"  # of a measurement: measure -> one value a clip
 
 
@@ -61,7 +62,7 @@ class Run:
         self.name, self.config, self.version, self.inputs = name, config, version, inputs
         self._rows: dict[str, dict] = {}  # keyed by what tells rows apart
         self._opened = time.perf_counter()
-        self._code = None if self.finished else code(root())  # now: files edited while it runs are not what runs
+        self._code = None if self.finished else code(SOURCE)  # now: files edited while it runs are not what runs
 
     def __repr__(self) -> str:
         return f"Run({self.id!r}, {'finished' if self.finished else 'unfinished'})"
@@ -139,7 +140,7 @@ class Run:
         if self.path.is_dir():
             shutil.rmtree(self.path)
         self._rows.clear()
-        self._opened, self._code = time.perf_counter(), code(root())
+        self._opened, self._code = time.perf_counter(), code(SOURCE)
         write_json(self.path / "config.json", self._identity())
         return self
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rainlab import files, runs
+from rainlab import files, provenance, runs
 
 VALUES = st.none() | st.booleans() | st.integers(-(10**9), 10**9) | st.floats(-1e9, 1e9) | st.text(max_size=5)
 CONFIGS = st.dictionaries(st.text(min_size=1, max_size=5), VALUES | st.lists(VALUES, max_size=3), max_size=4)
@@ -239,12 +239,21 @@ def test_provenance_names_no_place_user_or_host():
         assert private not in text
 
 
-def test_provenance_knows_the_commit_and_whether_the_package_differs(project):
+def test_provenance_is_of_the_code_wherever_it_is_started(project):
+    here = provenance.code(Path(runs.__file__).parents[1])
+    there = json.loads((finished().path / "provenance.json").read_text())  # made in an empty folder
+    assert {name: there[name] for name in here} == here
+    assert provenance.code(Path(runs.__file__).parent) == {"commit": None, "dirty": None}  # inside, not itself one
+
+
+def test_provenance_knows_the_commit_and_whether_the_package_differs(project, monkeypatch):
+    monkeypatch.setattr(runs, "SOURCE", project)
+
     def git(*words):
         who = ("-c", "user.name=a", "-c", "user.email=a@b.c")
         return subprocess.run(["git", *who, *words], check=True, capture_output=True, text=True).stdout.strip()
 
-    def provenance(seed):
+    def made(seed):
         return json.loads((finished(config={"seed": seed}).path / "provenance.json").read_text())
 
     (project / "rainlab").mkdir()
@@ -252,10 +261,10 @@ def test_provenance_knows_the_commit_and_whether_the_package_differs(project):
     git("init", "-q")
     git("add", "rainlab")
     git("commit", "-qm", "first")
-    first = provenance(1)
+    first = made(1)
     assert (first["commit"], first["dirty"]) == (git("rev-parse", "HEAD"), False)
     (project / "rainlab" / "a.py").write_text("2")
-    assert provenance(2)["dirty"] is True
+    assert made(2)["dirty"] is True
     git("commit", "-qam", "second")
     run = runs.open_run("eval", {"seed": 3}, 1)
     (project / "rainlab" / "a.py").write_text("3")  # while it runs

@@ -208,8 +208,9 @@ def test_a_verdict_knows_which_way_a_measure_points_and_what_is_undecided(monkey
     ]
     rows.append(rows[0] | {"b": "wrong"})
     monkeypatch.setattr(evaluate, "compare", lambda preset: SimpleNamespace(metrics=lambda: rows))
-    said = "Better: motion error (-1.00); worse: PSNR fg (-1.00); undecided: SSIM (+0.100)."
-    assert tables.verdict(CONFIG, "rain", "copy") == f"RAIN against copying the reference. {said}"
+    said = "better in motion error (-1.00); worse in PSNR fg (-1.00); undecided in SSIM (+0.100)."
+    expected = f"On the same clips, compared with copying the reference, RAIN is {said}"
+    assert tables.verdict(CONFIG, "rain", "copy") == expected
 
 
 @pytest.mark.parametrize(

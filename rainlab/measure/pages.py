@@ -16,8 +16,9 @@ from rainlab.measure.tables import Table
 from rainlab.training import stages, weights
 
 ORIGINS = (
-    "A run's folder holds what determined it (`config.json`: the clips' numbers, the weights' hash), its numbers, "
-    "what each clip scored (`values.json`), versions and machine (`provenance.json`). The command measures it again."
+    "A run's folder holds what determined it (`config.json`: the clips' numbers, the run that the weights are from), "
+    "its numbers, what each clip scored (`values.json`), versions and machine (`provenance.json`). The command "
+    "measures it again."
 )
 PROTOCOLS = (
     "What a number means is told by its protocol, a column of the CSV files and of every run's metrics; what a "
@@ -188,7 +189,11 @@ def readme(preset: Preset) -> str:
             f"{theirs:.2f} and a flicker of {still:.2f} on the same network without motion modules, at {psnr:.2f} dB."
         )
     full = "The full tables with protocol, ablations and speed: [figures/RESULTS.md](figures/RESULTS.md)."
-    more = f"{pace(preset)} {full}"
+    words = (
+        "Motion error: how much the change from frame to frame differs from the true one, in grey levels; fg: inside "
+        "the character's outline; sharpness error: 0 is as sharp as the truth."
+    )
+    more = f"{words} {pace(preset)} {full}"
     return "\n\n".join([bad, _markdown(shown[columns]), tables.verdict(preset, "rain", "undistilled"), more])
 
 

@@ -229,8 +229,8 @@ def verdict(preset: Preset, a: str, b: str) -> str:
             decided = row["ci_low"] > 0 or row["ci_high"] < 0
             word = "undecided" if not decided else "better" if gain > 0 else "worse"
             said[word].append(f"{column[:-2]} ({row['value']:+.{digits}f})")
-    told = "; ".join(f"{word}: {', '.join(found)}" for word, found in said.items() if found)
-    return f"{evaluate.METHODS[a]} against {evaluate.METHODS[b]}. {told[0].upper() + told[1:]}."
+    told = "; ".join(f"{word} in {', '.join(found)}" for word, found in said.items() if found)
+    return f"On the same clips, compared with {evaluate.METHODS[b]}, {evaluate.METHODS[a]} is {told}."
 
 
 def _quality(name: str, table: Mapping[str, tuple]) -> list[dict[str, str]]:
