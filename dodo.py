@@ -300,7 +300,7 @@ def task_publish():
             print("outdated, delete it if nothing refers to it:", path.relative_to(ROOT))
         from rainlab.measure import pages
 
-        pages.save_all(ROOT / "figures", shown, ablated)
+        pages.save_all(ROOT / "figures", shown, ablated, others)
         fill_in(ROOT / "README.md", "results", pages.readme(shown))
         fill_in(weights.SHIPPED / "README.md", "numbers", "\n\n".join(map(pages.card, (shown, ablated, *others))))
 

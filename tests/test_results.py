@@ -56,7 +56,7 @@ def test_every_shipped_file_has_its_checksum():
 def test_readme_and_results_show_the_published_numbers(tmp_path):
     block = README.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
     assert block.strip() == pages.readme(SMALL).strip(), "run `doit publish`"
-    pages.save_all(tmp_path, SMALL, TINY)
+    pages.save_all(tmp_path, SMALL, TINY, [FACE])
     written = {path.name: path.read_text("utf-8") for path in tmp_path.iterdir()}
     assert written.keys() == {"RESULTS.md", *(f"table{i}.{kind}" for i in (1, 2, 3) for kind in ("csv", "tex"))}
     committed = {name: (Path(__file__).parents[1] / "figures" / name).read_text("utf-8") for name in written}

@@ -246,6 +246,12 @@ def test_results_hold_every_row_of_every_table():
     for make in (tables.table1, tables.table2, tables.table3, tables.differences):
         for row in make(CONFIG).to_numpy().tolist():
             assert lines.count(f"| {' | '.join(row)} |") == 1
+    more = pages.results(CONFIG, CONFIG, [CONFIG]).splitlines()
+    begin = more.index(f"## Preset `{CONFIG.name}`")
+    psnr = tables.cell(evaluate.measure(CONFIG, "rain").value("psnr"), 2)
+    assert f"{CONFIG.data.test_clips} held-out" in more[begin + 2] and begin == lines.index("## Where a number is from")
+    assert any(line.startswith(f"| RAIN | {psnr} |") for line in more[begin:])
+    assert sum("record=yes`" in line for line in more) > sum("record=yes`" in line for line in lines)
 
 
 def test_nothing_recorded_names_the_command():

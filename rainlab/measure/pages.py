@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +47,11 @@ def print_all(preset: Preset, ablated: Preset) -> None:
         print(f"\n{textwrap.fill(f'Preset {which}. {tables.NOTES[name]}', 120)}\n\n{tables.text(table)}")
 
 
-def results(preset: Preset, ablated: Preset) -> str:
-    """figures/RESULTS.md: the tables and paired differences with their protocol, Table 3 of the preset ``ablated``."""
+def results(preset: Preset, ablated: Preset, others: Sequence[Preset] = ()) -> str:
+    """figures/RESULTS.md: the tables and paired differences with their protocol, Table 3 of the preset ``ablated``.
+
+    ``others``: presets of the paper's other tasks.
+    """
     parts = [
         "# Results",
         f"Preset `{preset.name}` (Table 3: `{ablated.name}`) on two CPU cores: mean with 95 % bootstrap interval over "
@@ -72,26 +75,29 @@ def results(preset: Preset, ablated: Preset) -> str:
     note = "On the same clips; an interval that leaves out 0 is more than chance over clips. Flicker: a frozen pose."
     parts += ["## Paired differences", note, _markdown(tables.differences(preset))]
     parts += [tables.verdict(preset, "rain", other) for other in ("undistilled", "flat")]
-    parts += ["## Where a number is from", ORIGINS, _rows(origins(preset, ablated))]
+    for other in others:
+        there = [method for method in evaluate.OF_TASKS if runs.existing(evaluate.measure, other, method)]
+        parts += [f"## Preset `{other.name}`", _clips(other), _measured(other, there)]
+    parts += ["## Where a number is from", ORIGINS, _rows(origins(preset, ablated, others))]
     digests = [{"protocol": name, "code": f"`rainlab/measure/{modules[0]}.py`", "digest": protocols.DIGESTS[name]}
                for name, modules in protocols.MODULES.items()]  # fmt: skip
     parts += ["## Protocols", PROTOCOLS, _rows(digests)]
     return "\n\n".join(parts)
 
 
-def origins(preset: Preset, ablated: Preset) -> list[dict[str, str]]:
+def origins(preset: Preset, ablated: Preset, others: Sequence[Preset] = ()) -> list[dict[str, str]]:
     """For each measured row of the tables the run, the weights it looked at, seed, commit, and the command for it."""
     rows = []
 
     def add(which: Preset, label: str, run: runs.Run | None, job: str) -> None:
         if run:
             notes = json.loads((run.path / "provenance.json").read_text("utf-8"))
-            mode = "measured" if which.name == preset.name else "yes"
+            words = f"record={'measured' if which.name == preset.name else 'yes'} {job}" if job else "record=yes"
             rows.append({
                 "row": label, "preset": which.name, "run": f"[{run.id}](runs/{run.id})",
                 "weights": run.inputs.get("model", tables.NOTHING), "seeds": str(run.config.get("seeds", 0)),
                 "commit": (notes["commit"] or tables.NOTHING)[:7],
-                "command": f"`python -m doit preset={which.name} record={mode} {job}`",
+                "command": f"`python -m doit preset={which.name} {words}`",
             })  # fmt: skip
 
     jobs = {"job:table1": evaluate.METHODS, "full=yes job:table1": evaluate.SLOW}
@@ -105,6 +111,9 @@ def origins(preset: Preset, ablated: Preset) -> list[dict[str, str]]:
     add(ablated, "all variants", runs.existing(ablations.grid, ablated), "full=yes job:ablations")
     add(preset, "speed", bench.speed(preset), "job:table2")
     add(preset, "motion to photon", latency.latency(preset), "full=yes job:table2")
+    for other in others:  # one notebook does all
+        for method in evaluate.OF_TASKS:
+            add(other, evaluate.METHODS[method], runs.existing(evaluate.measure, other, method), "")
     return rows
 
 
@@ -144,8 +153,11 @@ def _reported(title: str, table: Mapping[str, tuple]) -> Iterable[dict[str, Any]
                 yield {"method": method, "source": f"reported, {title}", "metric": column[:-2], "value": value}
 
 
-def save_all(folder: Path, preset: Preset, ablated: Preset) -> None:
-    """Write RESULTS.md, and of each table `<name>.csv` (one number a row) and `<name>.tex` (as shown)."""
+def save_all(folder: Path, preset: Preset, ablated: Preset, others: Sequence[Preset] = ()) -> None:
+    """Write RESULTS.md, and of each table `<name>.csv` (one number a row) and `<name>.tex` (as shown).
+
+    ``others``: as for :func:`results`.
+    """
     for name, numbers in long(preset, ablated).items():
         with atomic_path(folder / f"{name}.csv") as temporary:
             numbers.to_csv(temporary, index=False)
@@ -153,7 +165,7 @@ def save_all(folder: Path, preset: Preset, ablated: Preset) -> None:
         with atomic_path(folder / f"{name}.tex") as temporary:
             temporary.write_text(table.style.hide(axis="index").to_latex(hrules=True, convert_css=True), "utf-8")
     with atomic_path(folder / "RESULTS.md") as temporary:
-        temporary.write_text(results(preset, ablated) + "\n", "utf-8")
+        temporary.write_text(results(preset, ablated, others) + "\n", "utf-8")
 
 
 def pace(preset: Preset) -> str:
@@ -213,21 +225,29 @@ def card(preset: Preset) -> str:
             "minutes": f"{curve[-1]['seconds'] / 60:.0f}{begun}", "processor": provenance["hardware"]["cpu"],
             "MB": f"{file.stat().st_size / 1e6:.1f}" if file.is_file() else tables.NOTHING, "run": run.id,
         })  # fmt: skip
-    results = []
     methods = ("copy", "autoencoder", "rain" if stages.recorded(preset, "distill3d") else "undistilled")
+    return "\n\n".join([
+        f"## Preset `{preset.name}`: training", _rows(rows),
+        f"## Preset `{preset.name}`: measured", _clips(preset), _measured(preset, methods),
+    ])  # fmt: skip
+
+
+def _clips(preset: Preset) -> str:
+    data = preset.data
+    clips = f"{data.test_clips} held-out characters × {data.test_frames} frames; RAIN streams them in four steps"
+    return f"{clips}; mean [95 % interval]."
+
+
+def _measured(preset: Preset, methods: Sequence[str]) -> str:
+    """Methods and all that is recorded of them, as a table."""
+    results = []
     for method in methods:
         found = {row["metric"]: row for row in evaluate.measure(preset, method).metrics()}
         known = {name: column for name, column in tables.COLUMNS.items() if name in found}
         shown = {column: tables.cell(found[name], digits) for name, (column, digits) in known.items()}
         results.append({"method": evaluate.METHODS[method]} | shown)
     names = list(dict.fromkeys(name for row in results for name in row))
-    data = preset.data
-    clips = f"{data.test_clips} held-out characters × {data.test_frames} frames; RAIN streams them in four steps"
-    return "\n\n".join([
-        f"## Preset `{preset.name}`: training", _rows(rows),
-        f"## Preset `{preset.name}`: measured", f"{clips}; mean [95 % interval].",
-        _rows([{name: row.get(name, tables.NOTHING) for name in names} for row in results]),
-    ])  # fmt: skip
+    return _rows([{name: row.get(name, tables.NOTHING) for name in names} for row in results])
 
 
 def _rows(rows: list[dict[str, Any]]) -> str:
