@@ -1,7 +1,7 @@
 """Everything as doit tasks: notebook runs (trainings included) through papermill, tables, committed notebooks.
 
     doit                       what `make tables` calls: run what is stale, print the tables; preset small, as shipped
-    doit preset=tiny           another preset: train and measure everything from nothing; so face
+    doit preset=tiny           another preset: train and measure everything from nothing; so face, street
     doit record=yes            the same for the shipped preset
     doit record=measured       measure the shipped weights anew, without training
     doit full=yes              with record: also what takes hours (AnimateAnyone, the grid of ablations, latency)
@@ -28,14 +28,14 @@ from doit import get_var
 from rainlab import runs
 from rainlab.config import Preset, make_preset, override
 from rainlab.files import atomic_path
-from rainlab.measure import ablations, endless, evaluate, features, legacy, memory, morphing, openings
+from rainlab.measure import ablations, endless, evaluate, features, legacy, memory, morphing, openings, styling
 from rainlab.method import pretrained
 from rainlab.training import stages, weights
 
 SHOWN = "small"  # the preset of README, notebooks and tables: its weights and numbers come with the repository
 ABLATED = "tiny"  # the preset of Table 3: it takes a training for each row
 # presets of the paper's other tasks: the notebook that trains and measures each, and the runs behind it
-OTHERS = {"face": ("60_face_morphing", morphing.behind)}
+OTHERS = {"face": ("60_face_morphing", morphing.behind), "street": ("61_style_transfer", styling.behind)}
 PRESET = get_var("preset", SHOWN)
 RECORDING = get_var("record", "no" if PRESET == SHOWN else "yes")
 EVERYTHING = get_var("full", "no") == "yes"

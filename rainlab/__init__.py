@@ -20,8 +20,9 @@ def load(model="small", device="cpu"):
     """The streaming model, ready to use.
 
     Args:
-        model: name of a preset whose weights are shipped ("small", "tiny", "face") or trained here, or the path of a
-            file written by :func:`rainlab.method.checkpoint.save_model`, or the folder of the published RAIN v0.1.
+        model: name of a preset whose weights are shipped ("small", "tiny", "face", "street") or trained here, or the
+            path of a file written by :func:`rainlab.method.checkpoint.save_model`, or the folder of the published
+            RAIN v0.1.
 
     Returns:
         :class:`rainlab.method.rain.RAIN` in evaluation mode, fp32.

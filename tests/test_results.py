@@ -14,7 +14,7 @@ from rainlab.method.checkpoint import save_model
 from rainlab.training import stages, weights
 
 SMALL, TINY = make_preset("small"), make_preset("tiny")  # of README, notebooks and tables; of Table 3
-FACE = make_preset("face")  # of drawn faces
+FACE, STREET = make_preset("face"), make_preset("street")  # of drawn faces; of streets in styles
 README = (Path(__file__).parents[1] / "README.md").read_text("utf-8")
 
 
@@ -26,10 +26,11 @@ def test_every_stage_is_published_and_shipped(preset):
     assert sum(file.stat().st_size for file in files) < 60e6
 
 
-def test_faces_stream_with_what_is_shipped():
-    assert rainlab.load("face").denoising_unet.cfg.guidance_dim
+def test_faces_and_streets_stream_with_what_is_shipped():
+    assert all(rainlab.load(name).denoising_unet.cfg.guidance_dim for name in ("face", "street"))
     made = [runs.get(path.stem) for path in weights.SHIPPED.glob("*.safetensors")]
-    assert {run.id for run in made} >= {stages.run_id(FACE, stage) for stage in ("autoencoder", "stage1", "distill3d")}
+    needed = {stages.run_id(preset, stage) for preset in (FACE, STREET) for stage in ("autoencoder", "distill3d")}
+    assert {run.id for run in made} >= needed
     follows = morphing.following(FACE)
     eyes, mouth = (follows.value("opening_correlation", driven="calibrated", part=part) for part in ("eyes", "mouth"))
     assert eyes["ci_low"] > 0.8 and 0.5 < mouth["ci_low"] < mouth["ci_high"] < 0.8
@@ -56,7 +57,7 @@ def test_every_shipped_file_has_its_checksum():
 def test_readme_and_results_show_the_published_numbers(tmp_path):
     block = README.partition("<!-- results -->")[2].partition("<!-- /results -->")[0]
     assert block.strip() == pages.readme(SMALL).strip(), "run `doit publish`"
-    pages.save_all(tmp_path, SMALL, TINY, [FACE])
+    pages.save_all(tmp_path, SMALL, TINY, [FACE, STREET])
     written = {path.name: path.read_text("utf-8") for path in tmp_path.iterdir()}
     assert written.keys() == {"RESULTS.md", *(f"table{i}.{kind}" for i in (1, 2, 3) for kind in ("csv", "tex"))}
     committed = {name: (Path(__file__).parents[1] / "figures" / name).read_text("utf-8") for name in written}
@@ -65,7 +66,7 @@ def test_readme_and_results_show_the_published_numbers(tmp_path):
 
 def test_the_model_card_shows_the_published_numbers():
     block = (weights.SHIPPED / "README.md").read_text("utf-8").partition("<!-- numbers -->")[2]
-    expected = "\n\n".join(map(pages.card, (SMALL, TINY, FACE)))
+    expected = "\n\n".join(map(pages.card, (SMALL, TINY, FACE, STREET)))
     assert block.partition("<!-- /numbers -->")[0].strip() == expected.strip(), "run `doit publish`"
 
 

@@ -234,8 +234,8 @@ def card(preset: Preset) -> str:
 
 def _clips(preset: Preset) -> str:
     data = preset.data
-    clips = f"{data.test_clips} held-out characters × {data.test_frames} frames; RAIN streams them in four steps"
-    return f"{clips}; mean [95 % interval]."
+    clips = f"{data.test_clips} held-out clips, a character each, × {data.test_frames} frames"
+    return f"{clips}; RAIN streams them in four steps; mean [95 % interval]."
 
 
 def _measured(preset: Preset, methods: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ def weights_file(run_id: str) -> Path:
             return path
     raise FileNotFoundError(
         f"weights of {run_id}: not in {runs.folder().name}/ and not shipped; train a preset's with"
-        " `make train PRESET=…`, or name a preset whose weights are shipped: small, tiny, face"
+        " `make train PRESET=…`, or name a preset whose weights are shipped: small, tiny, face, street"
     )
 
 
