@@ -302,8 +302,9 @@ def test_memory_stays_constant_over_ten_thousand_pushes():
 
     def alive():
         gc.collect()
-        objects = gc.get_objects()
-        return len(objects), sum(x.untyped_storage().nbytes() for x in objects if type(x) is torch.Tensor)
+        objects = gc.get_objects()  # weights that are packed for a processor's products have no storage to ask
+        tensors = [x for x in objects if type(x) is torch.Tensor and x.layout is torch.strided]
+        return len(objects), sum(x.untyped_storage().nbytes() for x in tensors)
 
     for _ in range(10):
         s.push(conditions)
