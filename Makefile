@@ -16,7 +16,8 @@ DOIT = $(RUN) python -m doit $(if $(PRESET),preset="$(PRESET)")
 # Everything behind the tables: of small what is measured on its shipped weights, of the others the trainings, too; of
 # a preset that is named everything.
 EVERYTHING = $(RUN); $(if $(PRESET),python -m doit preset="$(PRESET)" record=yes full=yes, \
-	python -m doit preset=tiny full=yes && python -m doit preset=face && python -m doit preset=street && python -m doit record=measured full=yes)
+	python -m doit preset=tiny full=yes && python -m doit preset=face && python -m doit preset=street && \
+	python -m doit record=measured full=yes)
 
 # The stamp is written last and holds the project's folder. Without it, in a folder that was moved or copied, or with
 # the Python gone that .venv was made with, nothing in .venv can be trusted: it is made again from nothing.

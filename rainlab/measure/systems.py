@@ -13,7 +13,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,45 +20,60 @@ import torch
 from rainlab import runs
 from rainlab.baselines import animate_anyone, image_models, pose_animate
 from rainlab.config import Preset, geometry, identity, make_preset
-from rainlab.data.clips import StudioClips
+from rainlab.data.clips import Clip, StudioClips
 from rainlab.measure import bench, evaluate
-from rainlab.measure.ways import flops, past_its_start
+from rainlab.measure.ways import Way, flops, past_its_start
 from rainlab.method.rain import RAIN
 from rainlab.method.stream import Stream
 from rainlab.provenance import peak_bytes
 
 VERSION = 1
 ROUNDS = 5
+LABELS = ("RAIN", "RAIN, fast", "AnimateAnyone", "PoseAnimate")
 NOTHING = "a process with the networks"
 
 
-def systems(preset: Preset, steps: int = animate_anyone.STEPS, inner: int = evaluate.ZERO_SHOT_INNER) -> dict[str, Any]:
-    """Label -> maker of a call ``() -> frames`` that makes as many frames as the window is long.
+def systems(
+    preset: Preset, clip: Clip, steps: int = animate_anyone.STEPS, inner: int = evaluate.ZERO_SHOT_INNER
+) -> dict[str, Callable[[], Way]]:
+    """Label -> maker of a way that turns conditions into frames ``(f, h, w, 3)``.
 
-    steps: of DDIM. inner: optimisation steps of PoseAnimate's inversion, for each of them.
+    clip: its first frame is the reference. steps: of DDIM. inner: optimisation steps of PoseAnimate's inversion, for
+    each of them.
     """
-    k = preset.stream.window
-    clip = StudioClips("test", 1, k + 1, preset.data.size)[0]
-    reference, conditions = clip.frames[0], clip.condition[1:]
+    k, reference = preset.stream.window, clip.frames[0]
 
-    def streamed(fast: bool) -> Callable[[], np.ndarray]:
+    def streamed(fast: bool) -> Way:
         model = RAIN.build(preset, motion=True, guidance=True).eval()
         stream = past_its_start(Stream(model, **evaluate.stream_options(preset, model), fast=fast), clip)
-        return lambda: np.stack(stream.push(list(conditions)))
+        return Way(lambda conditions: np.stack(stream.push(conditions)), "RAIN", stream.latency_frames)
 
-    def windowed() -> Callable[[], np.ndarray]:
+    def windowed() -> Way:
         model = RAIN.build(preset, motion=True, guidance=False).eval()
         options = {"window": k, "steps": steps, "guidance": preset.stream.guidance}
-        return lambda: animate_anyone.animate(model, reference[None], conditions[None], **options)[0]
 
-    def inverted() -> Callable[[], np.ndarray]:
+        def call(conditions: list[np.ndarray]) -> np.ndarray:
+            return animate_anyone.animate(model, reference[None], np.stack(conditions)[None], **options)[0]
+
+        return Way(call, "AnimateAnyone", k)
+
+    def inverted() -> Way:
         small = image_models.Small(RAIN.build(preset, motion=False, guidance=False).eval())
         options = pose_animate.Options(steps=steps, inner=inner, guidance=preset.stream.guidance, carried=True)
-        given = small, reference, clip.condition[0], conditions, small.prompt(reference), options, clip.mask[0]
-        return lambda: pose_animate.animate(*given)[0]
+        words = small.prompt(reference)
 
-    return {"RAIN": partial(streamed, False), "RAIN, fast": partial(streamed, True),
-            "AnimateAnyone": windowed, "PoseAnimate": inverted}  # fmt: skip
+        def call(conditions: list[np.ndarray]) -> np.ndarray:
+            given = small, reference, clip.condition[0], np.stack(conditions), words, options, clip.mask[0]
+            return pose_animate.animate(*given)[0]
+
+        return Way(call, "PoseAnimate", k)
+
+    return dict(zip(LABELS, (partial(streamed, False), partial(streamed, True), windowed, inverted), strict=True))
+
+
+def _clip(preset: Preset) -> Clip:
+    """A reference and a window of conditions."""
+    return StudioClips("test", 1, preset.stream.window + 1, preset.data.size)[0]
 
 
 def compare(preset: Preset, record: bool = False, **options: int) -> runs.Run:
@@ -79,16 +93,19 @@ def compare(preset: Preset, record: bool = False, **options: int) -> runs.Run:
         raise FileNotFoundError(f"nothing recorded: `python -m rainlab.measure.systems --preset {preset.name}`")
     config = timed | {"stream": identity(preset.stream), "threads": torch.get_num_threads()} | options
     run = runs.open_run("systems", config, VERSION).clear()
-    for label in (NOTHING, *systems(preset)):
+    for label in (NOTHING, *LABELS):
         run.record("peak_bytes", peak_alone(preset.name, label, **options), contender=label)
     torch.manual_seed(0)
-    calls, k = {label: make() for label, make in systems(preset, **options).items()}, preset.stream.window
-    wait = Stream(RAIN.build(preset, motion=True, guidance=True), **identity(preset.stream)).latency_frames
-    for label, call in calls.items():
-        run.record("latency_frames", wait if label.startswith("RAIN") else k, contender=label)
-        if "fast" not in label:
-            run.record("flops_per_frame", flops(call) / k, contender=label)
-    turns = {label: partial(_frames, call) for label, call in calls.items()}
+    clip = _clip(preset)
+    conditions = list(clip.condition[1:])
+    turns = {}
+    for label, make in systems(preset, clip, **options).items():
+        way = make()
+        call = partial(way.call, conditions)
+        run.record("latency_frames", way.latency_frames, contender=label)
+        if label == way.method:  # the plain way to do it
+            run.record("flops_per_frame", flops(call) / len(conditions), contender=label)
+        turns[label] = partial(_frames, call)
     bench.record_rates(run, bench.rounds("systems", turns, "frames/s", ROUNDS))
     return run.finish()
 
@@ -108,19 +125,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """The command line: record and print; or, of one system alone, the most memory that a clip takes."""
     parser = argparse.ArgumentParser(prog="python -m rainlab.measure.systems", description=__doc__.split("\n")[0])
     parser.add_argument("--preset", default="small", help="whose geometry; default: small")
-    parser.add_argument("--alone", help="print the peak of memory, in bytes, of this system alone")
+    parser.add_argument(
+        "--alone", choices=(NOTHING, *LABELS), help="print the peak of memory, in bytes, of this system alone"
+    )
     for name, default in {"steps": animate_anyone.STEPS, "inner": evaluate.ZERO_SHOT_INNER}.items():
         parser.add_argument(f"--{name}", type=int, default=default)
     options = parser.parse_args(arguments)
     preset, given = make_preset(options.preset), {"steps": options.steps, "inner": options.inner}
     if options.alone:
-        made = systems(preset, **given)
-        call = made.get(options.alone, made["AnimateAnyone"])()
+        clip = _clip(preset)
+        way = systems(preset, clip, **given)["AnimateAnyone" if options.alone == NOTHING else options.alone]()
         if options.alone != NOTHING:
-            call()
+            way.call(list(clip.condition[1:]))
         return print(peak_bytes())
     run = compare(preset, record=True, **given)
-    for label in systems(preset):
+    for label in LABELS:
         rate, speed = (run.value(name, contender=label)["value"] for name in ("frames_per_second", "speed"))
         memory = run.value("peak_bytes", contender=label)["value"]
         print(f"{label:16} {rate:8.3f} frames/s, {speed:6.4f} of RAIN's; at most {memory / 1e9:.2f} GB")
