@@ -38,16 +38,17 @@ def test_designs_are_compared_on_the_same_frames(monkeypatch, tmp_path):
         for seed in (0, 1):
             made = designs.images(designs.variant(CONFIG, design, seed), held)
             by_hand[design, seed] = metrics.psnr(made, held.frames)
-            row = run.value("psnr", design=design, seed=seed)
+            row = designs.measure(CONFIG, design, seed).value("psnr")
             assert row["value"] == pytest.approx(by_hand[design, seed].mean()) and row["n"] == 3
-        whole = run.value("psnr", design=design, seed="all")
+        whole = run.value("psnr", design=design)
         assert whole["value"] == pytest.approx(np.mean([by_hand[design, seed] for seed in (0, 1)]))
         assert whole["ci_low"] <= whole["value"] <= whole["ci_high"]
     change = run.value("psnr_change", design="clip")["value"]
     assert change == pytest.approx(np.mean([by_hand["clip", s] - by_hand["reference", s] for s in (0, 1)]))
     assert designs.compare(CONFIG, seeds=(0, 1)).id == run.id
+    assert designs.compare(CONFIG, seeds=(0,), record=True).inputs.items() <= run.inputs.items()
     with pytest.raises(FileNotFoundError, match="nothing recorded"):
-        designs.compare(CONFIG, seeds=(0,))
+        designs.compare(CONFIG, seeds=(0, 2))
     with pytest.raises(FileNotFoundError, match="nothing recorded"):
         designs.compare(override(CONFIG, {"data.test_gap": 4}), seeds=(0, 1))
     with pytest.raises(ValueError, match="got a stage 1 that starts from 'tiny', expected none"):

@@ -7,6 +7,7 @@ guided DDIM, each frame for itself, so that nothing but the design tells them ap
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import cache
 
@@ -15,6 +16,7 @@ from tqdm.auto import tqdm
 
 from rainlab import runs
 from rainlab.config import Preset, override
+from rainlab.files import write_json
 from rainlab.measure import ablations, count, evaluate, features, metrics
 from rainlab.method import sampling
 from rainlab.method.designs import DESIGNS
@@ -52,36 +54,49 @@ def _arithmetic(preset: Preset) -> float:
     return count.count(preset, "stage1").flops
 
 
-def compare(preset: Preset, seeds: Sequence[int] = SEEDS, record: bool = False) -> runs.Run:
-    """The run that compares the designs.
+def measure(preset: Preset, design: str, seed: int = 0, record: bool = False) -> runs.Run:
+    """The run of one training's images: MEASURES, n clips, and in ``values.json`` what each clip scored.
 
-    Recording trains what is missing; ``record`` as in :func:`rainlab.measure.evaluate.measure`. Metrics MEASURES, label
-    ``design``: mean over seeds and clips with the 95 % interval of both drawn anew (label ``seed``: "all"), and of each
-    training; ``steps``; and ``<metric>_change`` against the reference network, seed with seed and clip with clip.
+    Recording trains what is not trained; ``record`` as in :func:`rainlab.measure.evaluate.measure`.
     """
-    chosen = {(design, seed): variant(preset, design, seed) for design in DESIGNS for seed in seeds}
-    config = {"preset": preset.name, "seeds": list(seeds), "clips": CLIPS, "every": EVERY, "steps": STEPS}
-    config["guidance"] = preset.stream.guidance
-    config["data"] = evaluate.test_clips(preset)
-    inputs = {f"{design}, seed {seed}": stages.run_id(each, "stage1") for (design, seed), each in chosen.items()}
+    chosen = variant(preset, design, seed)
+    config = {"preset": preset.name, "design": design, "seed": seed, "clips": CLIPS, "every": EVERY, "steps": STEPS}
+    config |= {"guidance": preset.stream.guidance, "data": evaluate.test_clips(preset)}
+    inputs = {"model": stages.run_id(chosen, "stage1")}
     inputs["features"] = runs.run_id("features", features.CONFIG, features.VERSION)
 
     def make(run: runs.Run) -> None:
-        values = {}
-        for which, each in tqdm(chosen.items(), "designs"):
-            stages.finished(each, "stage1", evaluate.device())
-            values[which] = _values(each)
+        stages.finished(chosen, "stage1", evaluate.device())
+        values = _values(chosen)
+        for name, clips in values.items():
+            run.record(name, *metrics.bootstrap(clips), PROTOCOL, design=design, seed=seed)
+        write_json(run.path / runs.VALUES, {name: clips.tolist() for name, clips in values.items()})
+
+    return runs.made(make, record, preset.name, "design", config, VERSION, inputs)
+
+
+def compare(preset: Preset, seeds: Sequence[int] = SEEDS, record: bool = False) -> runs.Run:
+    """The run that compares the designs, of all that :func:`measure` finds or, with ``record``, makes.
+
+    Metrics MEASURES, label ``design``: mean over seeds and clips with the 95 % interval of both drawn anew; ``steps``;
+    and ``<metric>_change`` against the reference network, seed with seed and clip with clip.
+    """
+    each = [(design, seed) for seed in seeds for design in DESIGNS]
+    found = {which: measure(preset, *which, record) for which in tqdm(each, "designs", disable=not record)}
+    inputs = {f"{design}, seed {seed}": run.id for (design, seed), run in found.items()}
+
+    def make(run: runs.Run) -> None:
+        values = {which: json.loads((one.path / runs.VALUES).read_text("utf-8")) for which, one in found.items()}
         for design in DESIGNS:
-            run.record("steps", chosen[design, seeds[0]].stage1.steps, design=design)
+            run.record("steps", variant(preset, design).stage1.steps, design=design)
             for name in values[design, seeds[0]]:
                 both = design, "reference"
                 table, base = (np.array([values[which, seed][name] for seed in seeds]) for which in both)
-                run.record(name, *ablations.over_seeds(table), PROTOCOL, design=design, seed="all")
-                for seed, clips in zip(seeds, table, strict=True):
-                    run.record(name, clips.mean(), n=len(clips), protocol=PROTOCOL, design=design, seed=seed)
+                run.record(name, *ablations.over_seeds(table), PROTOCOL, design=design)
                 if design != "reference":
                     run.record(f"{name}_change", *ablations.over_seeds(table - base), PROTOCOL, design=design)
 
+    config = {"preset": preset.name, "seeds": list(seeds)}
     return runs.made(make, record, preset.name, "designs", config, VERSION, inputs)
 
 
