@@ -229,13 +229,14 @@ def final(preset: Preset) -> set[str]:
         return {run.id for run in OTHERS[preset.name][1](preset)}
     found = stages.all_recorded(preset)
     found += [evaluate.measure(preset, method) for method in evaluate.METHODS]
-    found += [runs.existing(evaluate.measure, preset, method) for method in (*evaluate.OTHERS, *evaluate.SLOW)]
+    found += evaluate.there(preset, (*evaluate.OTHERS, *evaluate.SLOW)).values()
     found += [evaluate.compare(preset), legacy.compare(preset)]
     found += [runs.existing(made, preset) for made in (ablations.grid, memory.memory)]
     found += [run for several in ablations.again(preset).values() for run in several]
     if grid := runs.existing(ablations.grid, preset):
         found += [runs.get(id) for id in grid.inputs.values() if id.startswith("evaluate-")]
-    if all(runs.existing(evaluate.measure, preset, method) for pair in evaluate.CENTRAL for method in pair):
+    central = {method for pair in evaluate.CENTRAL for method in pair}
+    if len(evaluate.there(preset, central)) == len(central):
         found.append(evaluate.compare(preset, pairs=evaluate.CENTRAL))
     for change in evaluate.ABLATIONS.values():
         variant = override(preset, change)

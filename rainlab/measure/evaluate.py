@@ -9,6 +9,7 @@ Streams are measured in full flow (:func:`rainlab.method.sampling.stream`): the 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
@@ -274,6 +275,12 @@ def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
     """
     config, inputs = describe(preset, method)
     return runs.made(partial(_measure, preset, method), record, preset.name, "evaluate", config, VERSION, inputs)
+
+
+def there(preset: Preset, methods: Iterable[str]) -> dict[str, runs.Run]:
+    """Method -> its run, of those that are recorded."""
+    found = {method: runs.existing(measure, preset, method) for method in methods}
+    return {method: run for method, run in found.items() if run}
 
 
 def kept(preset: Preset, method: str, held: HeldOut) -> np.ndarray:

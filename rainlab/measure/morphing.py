@@ -143,7 +143,7 @@ def behind(preset: Preset) -> list[runs.Run]:
     """The runs behind notebook `60_face_morphing`, those that are made."""
     gaps = with_gaps(preset)
     found = [runs.existing(runs.get, stages.Training(gaps, "stage1", preset).id), *stages.all_recorded(preset)]
-    found += [runs.existing(evaluate.measure, preset, method) for method in evaluate.OF_TASKS]
+    found += evaluate.there(preset, evaluate.OF_TASKS).values()
     streams = [(preset, stage, None) for stage in ("stage1", "stage2", "distill3d")] + [(gaps, "stage1", preset)]
     for which, stage, source in streams:
         found.append(runs.existing(partial(following, stage=stage, inputs_from=source), which))

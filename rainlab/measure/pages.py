@@ -61,9 +61,9 @@ def results(preset: Preset, ablated: Preset, others: Sequence[Preset] = ()) -> s
     for name, table in _all(preset, ablated).items():
         title, _, note = tables.NOTES[name].partition(". ")
         parts += [f"## {title}", note, _markdown(table)]
-    central = {"animate_anyone", "ddim"}
+    central = ("animate_anyone", "ddim")
     for which in (preset, ablated):
-        if all(runs.existing(evaluate.measure, which, method) for method in central):
+        if len(evaluate.there(which, central)) == len(central):
             parts += [f"## Against AnimateAnyone, preset {which.name}", CENTRAL, _markdown(tables.table1(which))]
             parts += [_markdown(tables.differences(which, pairs=evaluate.CENTRAL))]
             break
@@ -76,8 +76,7 @@ def results(preset: Preset, ablated: Preset, others: Sequence[Preset] = ()) -> s
     parts += ["## Paired differences", note, _markdown(tables.differences(preset))]
     parts += [tables.verdict(preset, "rain", other) for other in ("undistilled", "flat")]
     for other in others:
-        there = [method for method in evaluate.OF_TASKS if runs.existing(evaluate.measure, other, method)]
-        parts += [f"## Preset `{other.name}`", _clips(other), _measured(other, there)]
+        parts += [f"## Preset `{other.name}`", _clips(other), _measured(evaluate.there(other, evaluate.OF_TASKS))]
     parts += ["## Where a number is from", ORIGINS, _rows(origins(preset, ablated, others))]
     digests = [{"protocol": name, "code": f"`rainlab/measure/{modules[0]}.py`", "digest": protocols.DIGESTS[name]}
                for name, modules in protocols.MODULES.items()]  # fmt: skip
@@ -89,31 +88,31 @@ def origins(preset: Preset, ablated: Preset, others: Sequence[Preset] = ()) -> l
     """For each measured row of the tables the run, the weights it looked at, seed, commit, and the command for it."""
     rows = []
 
-    def add(which: Preset, label: str, run: runs.Run | None, job: str) -> None:
-        if run:
-            notes = json.loads((run.path / "provenance.json").read_text("utf-8"))
-            words = f"record={'measured' if which.name == preset.name else 'yes'} {job}" if job else "record=yes"
-            rows.append({
-                "row": label, "preset": which.name, "run": f"[{run.id}](runs/{run.id})",
-                "weights": run.inputs.get("model", tables.NOTHING), "seeds": str(run.config.get("seeds", 0)),
-                "commit": (notes["commit"] or tables.NOTHING)[:7],
-                "command": f"`python -m doit preset={which.name} {words}`",
-            })  # fmt: skip
+    def add(which: Preset, label: str, run: runs.Run, job: str) -> None:
+        notes = json.loads((run.path / "provenance.json").read_text("utf-8"))
+        words = f"record={'measured' if which.name == preset.name else 'yes'} {job}" if job else "record=yes"
+        rows.append({
+            "row": label, "preset": which.name, "run": f"[{run.id}](runs/{run.id})",
+            "weights": run.inputs.get("model", tables.NOTHING), "seeds": str(run.config.get("seeds", 0)),
+            "commit": (notes["commit"] or tables.NOTHING)[:7],
+            "command": f"`python -m doit preset={which.name} {words}`",
+        })  # fmt: skip
 
     jobs = {"job:table1": evaluate.METHODS, "full=yes job:table1": evaluate.SLOW}
     jobs["full=yes job:table2"] = evaluate.OTHERS
     for which in (preset, ablated):
         for job, methods in jobs.items():
-            for method, label in methods.items():
-                add(which, label, runs.existing(evaluate.measure, which, method), job)
+            for method, run in evaluate.there(which, methods).items():
+                add(which, methods[method], run, job)
     for label, run in list(evaluate.ablations(ablated).items())[1:]:
         add(ablated, label, run, "job:ablations")
-    add(ablated, "all variants", runs.existing(ablations.grid, ablated), "full=yes job:ablations")
+    if grid := runs.existing(ablations.grid, ablated):
+        add(ablated, "all variants", grid, "full=yes job:ablations")
     add(preset, "speed", bench.speed(preset), "job:table2")
     add(preset, "motion to photon", latency.latency(preset), "full=yes job:table2")
     for other in others:  # one notebook does all
-        for method in evaluate.OF_TASKS:
-            add(other, evaluate.METHODS[method], runs.existing(evaluate.measure, other, method), "")
+        for method, run in evaluate.there(other, evaluate.OF_TASKS).items():
+            add(other, evaluate.METHODS[method], run, "")
     return rows
 
 
@@ -228,7 +227,7 @@ def card(preset: Preset) -> str:
     methods = ("copy", "autoencoder", "rain" if stages.recorded(preset, "distill3d") else "undistilled")
     return "\n\n".join([
         f"## Preset `{preset.name}`: training", _rows(rows),
-        f"## Preset `{preset.name}`: measured", _clips(preset), _measured(preset, methods),
+        f"## Preset `{preset.name}`: measured", _clips(preset), _measured(evaluate.there(preset, methods)),
     ])  # fmt: skip
 
 
@@ -238,11 +237,11 @@ def _clips(preset: Preset) -> str:
     return f"{clips}; RAIN streams them in four steps; mean [95 % interval]."
 
 
-def _measured(preset: Preset, methods: Sequence[str]) -> str:
+def _measured(methods: Mapping[str, runs.Run]) -> str:
     """Methods and all that is recorded of them, as a table."""
     results = []
-    for method in methods:
-        found = {row["metric"]: row for row in evaluate.measure(preset, method).metrics()}
+    for method, run in methods.items():
+        found = {row["metric"]: row for row in run.metrics()}
         known = {name: column for name, column in tables.COLUMNS.items() if name in found}
         shown = {column: tables.cell(found[name], digits) for name, (column, digits) in known.items()}
         results.append({"method": evaluate.METHODS[method]} | shown)

@@ -58,9 +58,8 @@ def _cameras(preset: Preset, run: runs.Run) -> None:
 
 def behind(preset: Preset) -> list[runs.Run]:
     """The runs behind notebook `61_style_transfer`, those that are made."""
-    found = [runs.existing(evaluate.measure, preset, method) for method in evaluate.OF_TASKS]
-    found.append(runs.existing(cameras, preset))
-    return [*stages.all_recorded(preset), *(run for run in found if run)]
+    found = [*stages.all_recorded(preset), *evaluate.there(preset, evaluate.OF_TASKS).values()]
+    return found + [run] if (run := runs.existing(cameras, preset)) else found
 
 
 def styled(

@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rainlab import runs
 from rainlab.config import Preset
 from rainlab.measure import ablations, bench, evaluate, latency, reported
 from rainlab.training import stages
@@ -112,8 +111,7 @@ def table1(preset: Preset, record: bool = False, slow: bool = False) -> Table:
         evaluate.measure(preset, method, record=True)
     shown = ("psnr", "ssim", "psnr_fg", "ssim_fg", "sharpness_error", "tde")
     found = {label: evaluate.measure(preset, method, record).metrics() for method, label in evaluate.METHODS.items()}
-    slow = {label: runs.existing(evaluate.measure, preset, method) for method, label in evaluate.SLOW.items()}
-    found |= {label: run.metrics() for label, run in slow.items() if run}
+    found |= {evaluate.SLOW[method]: run.metrics() for method, run in evaluate.there(preset, evaluate.SLOW).items()}
     there = {row["metric"] for rows in found.values() for row in rows}
     shown += tuple(name for name in COLUMNS if name.endswith(("_64x48", "_studio")) and name in there)
     ours = [measured(label, rows, shown) for label, rows in found.items()]
@@ -190,11 +188,11 @@ def faster(preset: Preset, record: bool = False) -> Table:
     ``record``: record them, as in :func:`evaluate.measure`.
     """
     shown = ("psnr", "ssim", "psnr_fg", "sharpness_error", "tde", "flicker", "true_motion")
-    found = {evaluate.METHODS[name]: evaluate.measure(preset, name) for name in ("copy", "rain")}
-    for name, label in evaluate.OTHERS.items():
-        given = preset, name
-        found[label] = evaluate.measure(*given, record=True) if record else runs.existing(evaluate.measure, *given)
-    rows = [measured(label, run.metrics(), shown) for label, run in found.items() if run]
+    for name in evaluate.OTHERS if record else ():
+        evaluate.measure(preset, name, record)
+    names = evaluate.METHODS | evaluate.OTHERS
+    found = evaluate.there(preset, ("copy", "rain", *evaluate.OTHERS))
+    rows = [measured(names[method], run.metrics(), shown) for method, run in found.items()]
     return frame(rows, tuple(COLUMNS[metric][0] for metric in shown))
 
 
