@@ -401,6 +401,17 @@ def test_dask_gives_the_same_as_threads(fashion):
         verbs.each(partial(divmod, 1), [1, 0], scheduler="local")
 
 
+def test_a_cluster_at_an_address_gives_the_same(fashion):
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster("", n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        address = cluster.scheduler_address
+        assert address.startswith("tcp://") and ubc_fashion.cut(**fashion, scheduler=address) == {"written": 4}
+        assert verbs.check(fashion["folder"], scheduler=address) == verbs.check(fashion["folder"])
+        with pytest.raises(ZeroDivisionError):
+            verbs.each(partial(divmod, 1), [1, 0], scheduler=address)
+    assert ubc_fashion.cut(**fashion) == {"kept": 4}
+
+
 def test_what_is_lacking_is_said_with_its_remedy(fashion, monkeypatch, capsys):
     def nobody(address):
         raise OSError(f"timed out at {address}")
