@@ -28,7 +28,19 @@ from doit import get_var
 from rainlab import runs
 from rainlab.config import Preset, make_preset, override
 from rainlab.files import atomic_path
-from rainlab.measure import ablations, endless, evaluate, features, legacy, memory, morphing, openings, styling
+from rainlab.measure import (
+    ablations,
+    endless,
+    evaluate,
+    features,
+    legacy,
+    memory,
+    morphing,
+    openings,
+    styling,
+    systems,
+    zero_shot,
+)
 from rainlab.method import pretrained
 from rainlab.training import stages, weights
 
@@ -112,6 +124,9 @@ if FULL.data.source != "studio":  # what never ends, and its truth, can only be 
     del MEASUREMENTS["endless"]
     before = MEASUREMENTS["table2"]
     MEASUREMENTS["table2"] = replace(before, after=tuple(name for name in before.after if name != "endless"))
+if EVERYTHING:
+    MEASUREMENTS["animate_anyone"] = Job("70_animate_anyone", RECORD, ("distill",), threads=2)
+    MEASUREMENTS["pose_animate"] = Job("71_pose_animate", RECORD, ("animate_anyone",), threads=2)
 if PRESET in OTHERS:
     TRAININGS = MEASUREMENTS = {"task": Job(OTHERS[PRESET][0], RECORD, threads=2)}  # it trains and measures
 if RECORDING == "measured":  # on weights that are there
@@ -231,7 +246,7 @@ def final(preset: Preset) -> set[str]:
     found += [evaluate.measure(preset, method) for method in evaluate.METHODS]
     found += evaluate.there(preset, (*evaluate.OTHERS, *evaluate.SLOW)).values()
     found += [evaluate.compare(preset), legacy.compare(preset)]
-    found += [runs.existing(made, preset) for made in (ablations.grid, memory.memory)]
+    found += [runs.existing(made, preset) for made in (ablations.grid, memory.memory, systems.compare)]
     found += [run for several in ablations.again(preset).values() for run in several]
     if grid := runs.existing(ablations.grid, preset):
         found += [runs.get(id) for id in grid.inputs.values() if id.startswith("evaluate-")]
@@ -242,6 +257,8 @@ def final(preset: Preset) -> set[str]:
         variant = override(preset, change)
         if made := stages.recorded(variant, "distill3d"):
             found += [made, stages.recorded(variant, "stage2"), evaluate.measure(variant, "rain")]
+    found += zero_shot.there(preset).values()
+    found.append(stages.recorded(evaluate.trained_as(preset, "animate_anyone"), "stage2"))
     for change in evaluate.FURTHER.values():
         variant = override(preset, change)
         found += [runs.existing(evaluate.measure, variant, "rain"), stages.recorded(variant, "distill3d")]
@@ -254,11 +271,13 @@ def final(preset: Preset) -> set[str]:
 def needed(preset: Preset) -> dict[str, set[str]]:
     """Run of a training whose weights come with the repository -> names that its file leaves out.
 
-    All stages of the presets behind the tables; of OTHERS what a stream takes, no weights that a later stage replaces.
+    All stages of the presets behind the tables, and AnimateAnyone's where it is trained; of OTHERS what a stream takes,
+    no weights that a later stage replaces.
     """
     ids = {stage: stages.run_id(preset, stage) for stage in stages.STAGES}
     if preset.name not in OTHERS:
-        return dict.fromkeys(ids.values(), set())
+        beside = stages.recorded(evaluate.trained_as(preset, "animate_anyone"), "stage2")
+        return dict.fromkeys([*ids.values(), *([beside.id] if beside else [])], set())
     found, later = {}, set()
     for id in reversed(ids.values()):
         with suppress(FileNotFoundError):  # not shipped, so not needed

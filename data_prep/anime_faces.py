@@ -1,8 +1,9 @@
 """Anime faces: clips of 3 to 20 seconds with one face before a background that stands still, cut out of any videos.
 
 RAIN's own 1,800 clips (section 5.2 and supplement 8) were cut by hand and are not public: simple static background,
-various styles, directly facing, aspect about 1, 512×512, annotated by AnimeFaceDetector. Here it also finds the faces,
-and boxes that overlap from sample to sample make tracks; a clip is the square around all boxes of its track.
+various styles, directly facing, aspect about 1, 512×512, annotated by AnimeFaceDetector with 26 of its 28 points. Here
+it also finds the faces, and boxes that overlap from sample to sample make tracks; a clip is the square around all boxes
+of its track.
 
 Examples:
   python -m data_prep.anime_faces cut --folder data/anime --videos raw/anime --device cuda
@@ -29,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from data_prep import raw, verbs
-from rainlab.data import pose
+from rainlab.data import landmarks, pose
 from rainlab.data.clips import SPLITS
 from rainlab.data.video import VideoError, iter_video, probe, resized
 from rainlab.files import write_json
@@ -234,17 +235,13 @@ def annotate(
 
 
 def dots(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """White discs on black, uint8 (n, h, w, 3), at points (n, m, 2 or 3): x, y in pixels and confidence.
-
-    Points less confident than `pose.CONFIDENT` are left out.
+    """RAIN's condition, 26 coloured dots on black, uint8 (n, h, w, 3), of points (n, 28, 2 or 3): x, y in pixels and
+    confidence. Points less confident than `pose.CONFIDENT` are left out; dots are as large as suits the median face.
     """
-    radius = max(0.75, min(size) / 128)
-    y, x = np.ogrid[: size[0], : size[1]]
-    pictures = np.zeros((len(points), *size))
-    for picture, face in zip(pictures, np.asarray(points, np.float64), strict=True):
-        for px, py in face[(face[:, 2:] >= pose.CONFIDENT).all(1), :2]:
-            np.maximum(picture, np.clip(radius + 0.5 - np.hypot(x - px, y - py), 0, 1), out=picture)
-    return np.repeat((pictures * 255).round().astype(np.uint8)[..., None], 3, axis=-1)
+    height, width = size
+    faces = (landmarks.of_drawn(points, pose.CONFIDENT) + 0.5) / (width, height)  # a pixel's middle is a whole number
+    whole = np.array([landmarks.dot_radius(face, height) for face in faces if np.isfinite(face).all()] or [1])
+    return np.stack([landmarks.draw(face, size, int(np.median(whole))) for face in faces])
 
 
 def _cut_options(parser: argparse.ArgumentParser) -> None:

@@ -12,11 +12,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
 from data_prep import anime_faces, panda70m, raw, ubc_fashion, verbs
 from rainlab import files
-from rainlab.data import pose
+from rainlab.data import landmarks, pose
 from rainlab.data.clips import ManifestClips, read_manifest, read_video, write_video
+from rainlab.data.faces import StudioFaces
+from rainlab.data.studio import body as bodies
+from rainlab.data.studio import face
 from rainlab.data.video import probe
 
 FACES = {"least_seconds": 1, "most_seconds": 2, "least_side": 8, "rate": 10}
@@ -229,7 +233,26 @@ def test_a_face_that_is_lost_begins_a_new_clip(tmp_path):
     assert probe(out / "videos/train_show-001.mp4")["height"] == 32
     assert anime_faces.annotate(out, lambda picture: [(16, 16, 1.0)] * 27 + [(4, 5, 0.1)]) == {"written": 3}
     condition, _ = read_video(out / "conditions/train_show-000.mp4")
-    assert condition[0, 16, 16].tolist() == [255] * 3 and not condition[0, 5, 4].any() and not reasons(out)
+    assert condition[0, 16, 16].tolist() == [128, 128, 255] and not condition[0, 5, 4].any() and not reasons(out)
+
+
+def test_conditions_of_drawn_faces_are_the_26_dots_that_models_are_driven_by():
+    clip = StudioFaces("val", 1, frames=3, size=(128, 128))[0]
+    rest = torch.zeros(1, 1, 45, dtype=torch.float64)
+    real = face.landmarks(bodies.split_seeds("val", 1), rest, (128, 128))[0][0].double().numpy()
+    told = landmarks.to_anime(real, ())[0]
+    found = np.full((28, 3), 0.9)
+    found[[*landmarks.FOUND], :2] = told * 128 - 0.5
+    found[[15, 21], :2] = 0  # below the eyes: of no use
+    drawn = anime_faces.dots(found[None], (128, 128))[0]
+    assert np.array_equal(drawn, landmarks.draw(told, (128, 128), landmarks.dot_radius(real[0], 128)))
+    assert {*map(tuple, np.unique(drawn.reshape(-1, 3), axis=0))} == {
+        *map(tuple, np.unique(clip.condition.reshape(-1, 3), axis=0))
+    }
+    found[11:17, 2] = 0.1  # an eye that hair covers
+    assert not (anime_faces.dots(found[None], (128, 128)) == landmarks.COLOURS["left eye"]).all(-1).any()
+    with pytest.raises(ValueError, match=r"got shape \(1, 68, 2\), expected \(…, 28, 2\)"):
+        anime_faces.dots(np.zeros((1, 68, 2)), (128, 128))
 
 
 def test_a_background_that_moves_is_dropped(tmp_path):
@@ -437,7 +460,7 @@ def test_what_is_lacking_is_said_with_its_remedy(fashion, monkeypatch, capsys):
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
     """Calls a command line in a folder, at a small size and with stand-ins for detectors; its status and output."""
-    tools = {"body_detector": body, "landmark_detector": lambda picture: [(8, 12)], "face_detector": red}
+    tools = {"body_detector": body, "landmark_detector": lambda picture: [(8, 12)] * 28, "face_detector": red}
     for name, tool in (tools | {"depth_estimator": lambda picture: picture[..., 0] / 255}).items():
         stand_in = raw.detectors.Detector("stand-in", tool)
         monkeypatch.setattr(raw.detectors, name, lambda device, stand_in=stand_in: stand_in)

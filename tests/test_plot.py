@@ -99,6 +99,13 @@ def test_sheet_refuses_what_is_no_sheet(rows):
         plot.sheet(rows)
 
 
+def test_a_sheet_without_labels_leaves_no_room_for_them():
+    rows = [pictures(), pictures()]
+    bare, labelled = plot.sheet(rows), plot.sheet({"a": rows[0], "b": rows[1]})
+    assert bare.get_figwidth() < labelled.get_figwidth() and bare.get_figheight() == labelled.get_figheight()
+    assert np.array_equal(bare.axes[0].images[0].get_array(), labelled.axes[0].images[0].get_array())
+
+
 def test_strip_refuses_more_labels_than_frames():
     with pytest.raises(ValueError, match="got 5 labels, expected at most 4"):
         plot.strip(pictures(4), labels=list("abcde"))
@@ -178,6 +185,8 @@ def test_bars_show_values_and_intervals():
     assert (psnr.get_title(loc="left"), psnr.get_xlabel(), gain.get_xlabel()) == ("psnr", "dB", "")
     assert [label.get_text() for label in psnr.get_yticklabels()] == ["ours", "reported"]
     assert psnr.get_xlim()[0] == 0 and gain.get_xlim()[0] < -0.5
+    psnr, gain = plot.bars_with_ci(rows, alike=True).axes
+    assert psnr.get_xlim() == gain.get_xlim()
 
 
 def test_attention_maps_share_a_scale_and_show_the_groups():

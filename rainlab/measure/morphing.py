@@ -20,7 +20,7 @@ from rainlab import runs
 from rainlab.config import Preset, identity, override
 from rainlab.data import detect, landmarks, video
 from rainlab.data.studio import body, driver, face
-from rainlab.data.studio.expression import expressions
+from rainlab.data.studio.expression import POSE, expressions
 from rainlab.files import digest, write_json
 from rainlab.measure import evaluate, metrics, openings
 from rainlab.method import sampling
@@ -30,7 +30,8 @@ from rainlab.training import stages
 VERSION = 2  # raised when the numbers would come out differently
 VERSIONS = {"face": face.VERSION, "driver": driver.VERSION, "studio": body.VERSION}
 PROTOCOL = "landmarks-1"
-WAYS = ("means of groups", "the 13 published transforms", "calibrated")
+WAYS = ("means of groups", "the 13 published transforms", "all of them but the first", "calibrated")
+TURNS = (0.0, 0.1, 0.3, 0.6)  # from where on a head is turned so far, of what it can be
 FPS = 12.0
 DRIVEN = ("the character's own dots", "calibrated", "truth")
 """What moves a face: what it was trained with; a driver; nothing: true pictures, which show what can be seen."""
@@ -47,7 +48,7 @@ def pair(number: int, frames: int, by: int | None = None) -> tuple[np.ndarray, n
     points = driver.landmarks(whom, pose)[0].numpy()
     truth = landmarks.to_anime(face.landmarks(who, pose, (128, 128))[0][0].double().numpy(), ())
     made = {}
-    for way, transforms in zip(WAYS, ((), landmarks.TRANSFORMS, None), strict=True):
+    for way, transforms in zip(WAYS, ((), landmarks.TRANSFORMS, landmarks.TRANSFORMS[1:], None), strict=True):
         if transforms is None:
             made[way] = landmarks.calibrate(points[0], truth[0])(points)
             continue
@@ -69,26 +70,31 @@ def calibration(pairs: int = 64, frames: int = 48) -> runs.Run:
     """The run of the errors of WAYS, made unless it is recorded (seconds).
 
     Metrics, labels ``way`` and ``part`` (of `landmarks.PARTS`, and "all"): ``landmark_error``, the mean distance from
-    the truth in per cent of the jaw's width, and ``rest_error``, the same of faces at rest; n: pairs of driver and
-    character, the unit of the intervals.
+    the truth in per cent of the jaw's width; ``rest_error``, the same of faces at rest, which a calibration was fitted
+    to; and of all parts ``turned_error``, label ``turned``: where heads are turned from there on (TURNS) to the next.
+    n: pairs of driver and character, the unit of the intervals.
     """
-    config = {"pairs": pairs, "frames": frames, "fps": FPS} | VERSIONS
+    config = {"pairs": pairs, "frames": frames, "fps": FPS, "ways": WAYS, "turns": TURNS} | VERSIONS
     with suppress(FileNotFoundError):
         return runs.get(runs.run_id("calibration", config, VERSION))
 
     def make(run: runs.Run) -> None:
-        errors: dict[tuple[str, str, str], list[float]] = {}
+        errors: dict[tuple, list[float]] = {}
         jaw = landmarks.PARTS["jaw"]
         for number in range(pairs):
             _, truth, made = pair(number, frames)
+            turned = np.digitize(cast(number, frames)[2][0, 1:, POSE.index("head_y")].abs(), TURNS) - 1
             for way, dots in made.items():
                 here, there = (x - x[:, jaw].mean(1, keepdims=True) for x in (dots, truth))
                 far = np.linalg.norm(here - there, axis=-1) / landmarks.face_width(truth).mean() * 100
                 for part, members in (landmarks.PARTS | {"all": slice(None)}).items():
                     errors.setdefault(("landmark_error", way, part), []).append(far[1:, members].mean())
                     errors.setdefault(("rest_error", way, part), []).append(far[0, members].mean())
-        for (name, way, part), values in errors.items():
-            run.record(name, *metrics.bootstrap(values), PROTOCOL, way=way, part=part)
+                for i in set(turned):
+                    errors.setdefault(("turned_error", way, TURNS[i]), []).append(far[1:][turned == i].mean())
+        for (name, way, which), values in errors.items():
+            label = {"turned" if name == "turned_error" else "part": which}
+            run.record(name, *metrics.bootstrap(values), PROTOCOL, way=way, **label)
 
     return runs.made(make, True, None, "calibration", config, VERSION)
 

@@ -202,7 +202,7 @@ def shown(rows: pd.DataFrame) -> pd.DataFrame:
     percent = " to ".join(f"{share:.0%}" for share in reversed(SHARE))
     columns = {
         "stage": rows["stage"],
-        "": rows["way"],
+        "settings": rows["way"],
         "GPU": rows["gpu"],
         "GiB, one sample": [f"{peak / 2**30:.1f}" for peak in rows["peak"]],
         "at once × passes": split,

@@ -19,15 +19,15 @@ overflow. Their authors use code that treat image array as uint8 type. If the ov
 value of RAIN is 37.20." """
 
 TABLE2 = (
-    ("StreamDiffusion", "37.13", "Table 2", "RTX 4090", "512×512"),
-    ("Live2Diff", "16.43", "Table 2", "RTX 4090", "512×512"),
+    ("StreamDiffusion", "37.13", "Table 2", "RTX 4090", None),
+    ("Live2Diff", "16.43", "Table 2", "RTX 4090", None),
     ("RAIN", "18.11", "Table 2", "RTX 4090", "512×512"),
-    ("PersonaLive", "15.82", "its authors", None, None),
-    ("PersonaLive", "10.03 – 12.10", "others", "RTX 5090", None),
-    ("MotionStream", "29", "its authors", "H100", None),
-    ("StreamDiffusionV2", "58 – 64", "its authors", "4 × H100", None),
+    ("PersonaLive", "15.82", "arXiv 2512.11253", None, None),
+    ("MotionStream", "29", "arXiv 2511.01266", "H100", "480p"),
+    ("StreamDiffusionV2", "58.28 – 64.52", "arXiv 2511.07399", "4 × H100", None),
 )
-"""Method, frames a second, who reported them, and what on. RAIN with TensorRT and TinyVAE, DWPose's time included."""
+"""Method, frames a second, who reported them, and on what and in which size, None where that is not said. RAIN with
+TensorRT and TinyVAE, DWPose's time included, its size that of section 5; of the others Table 2 names the GPU alone."""
 
 TABLE3 = {
     "K = 16": (23.99, 0.921, 0.063, 85.2),

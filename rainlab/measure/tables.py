@@ -24,7 +24,7 @@ NOTES = {
     "truth's; 0 is as sharp, 1 is flat. Motion error: how far the change from frame to frame is from the truth's, in "
     "grey levels; a picture that stands still scores the true motion. At 64×48: both pictures made smaller "
     "first, each pixel the mean of what it covers, so that presets compare.",
-    "table2": "Table 2, speed. Reported rows: 512×512 on an RTX 4090. Our rows: a small network and small pictures on "
+    "table2": "Table 2, speed. Reported rows: as their authors say. Our rows: a small network and small pictures on "
     "another machine, so the two kinds of rows do not compare; × DDIM is a ratio within one network and machine. "
     "Medians [quartiles] of n interleaved rounds. GFLOP: what the plain way to do the same multiplies and adds, in "
     "products, convolutions and attention. Ceiling: what one large product reaches on that machine. StreamDiffusion "

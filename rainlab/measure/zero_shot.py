@@ -115,6 +115,12 @@ def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
     return runs.made(make, record, preset.name, "zero_shot", config, VERSION, inputs)
 
 
+def there(preset: Preset) -> dict[str, runs.Run]:
+    """Method -> its run, of those that are recorded."""
+    found = {method: runs.existing(measure, preset, method) for method in (*VARIANTS, *BESIDE)}
+    return {method: run for method, run in found.items() if run}
+
+
 def made(preset: Preset, method: str, number: int, model) -> tuple[np.ndarray, np.ndarray | None]:
     """Frames ``(f, h, w, 3)`` of a method for a character, and the masks it used at the latents' size, or None."""
     one, changes = scene(preset, number), dict(VARIANTS.get(method, {}))

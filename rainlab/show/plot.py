@@ -24,18 +24,19 @@ _WIDTH = 960  # pixels across a notebook
 
 @mpl.rc_context(STYLE)
 def sheet(
-    rows: Mapping[str, np.ndarray],
+    rows: Mapping[str, np.ndarray] | Sequence[np.ndarray],
     scale: int | None = None,
     title: str | None = None,
     columns: Sequence[str] | None = None,
     names: Sequence[str] | None = None,
 ) -> Figure:
-    """Rows of pictures, each with its label: ``{label: uint8 (n, h, w, 3)}``, all of one size.
+    """Rows of pictures, each with its label: ``{label: uint8 (n, h, w, 3)}``, or without; all of one size.
 
     `scale` enlarges by a whole factor without smoothing (None: until a notebook's width is filled, at most 5);
     `columns` are labels under the pictures, `names` one for every picture, row by row, in its lower left corner.
     ValueError for anything but uint8 pictures of one size.
     """
+    rows = rows if isinstance(rows, Mapping) else {" " * i: stack for i, stack in enumerate(rows)}
     stacks = [_pictures(stack, f"row {label!r}") for label, stack in rows.items()]
     if not stacks or len({stack.shape[1:] for stack in stacks}) > 1:
         got = {label: np.shape(stack) for label, stack in rows.items()}
@@ -52,7 +53,7 @@ def sheet(
             top, left = i * (height + gap), j * (width + gap)
             canvas[top : top + height, left : left + width] = picture.repeat(scale, 0).repeat(scale, 1)
     zoom = max(1.0, canvas.shape[1] / _WIDTH)  # the page shrinks a wide sheet: larger letters stay readable
-    letters = max(len(line) for label in rows for line in label.split("\n"))
+    letters = max(len(line.strip()) for label in rows for line in label.split("\n"))
     left = round((7 * letters + 12 * (letters > 0)) * zoom)
     above, below = round((26 if title else 2) * zoom), round((20 if columns else 2) * zoom)
     across, down = left + canvas.shape[1] + 2, above + canvas.shape[0] + below
@@ -206,15 +207,16 @@ def bars_with_ci(
     units: Mapping[str, str] | None = None,
     title: str | None = None,
     origins: Mapping[str, float] | None = None,
+    alike: bool = False,
 ) -> Figure:
     """Bars from recorded rows (`Run.metrics()`): one panel a metric, one bar for each value of the label column.
 
     Rows without ci_low and ci_high (reported ones) have no whisker and a grey bar. `units`: metric -> text; `origins`:
-    metric -> where its bars begin, 0 if not named (1 for a ratio).
+    metric -> where its bars begin, 0 if not named (1 for a ratio). `alike`: all panels have one scale.
     """
     metrics, names = (list(dict.fromkeys(row[key] for row in rows)) for key in ("metric", label))
     figure = new_figure(2 + 2.6 * len(metrics), 0.9 + 0.42 * len(names), layout="constrained")
-    panels = figure.subplots(1, len(metrics), sharey=True, squeeze=False)[0]
+    panels = figure.subplots(1, len(metrics), sharex=alike, sharey=True, squeeze=False)[0]
     for axes, metric in zip(panels, metrics, strict=True):
         left = (origins or {}).get(metric, 0.0)
         for row in (row for row in rows if row["metric"] == metric):
@@ -251,16 +253,15 @@ def stacked_bars(
         for part, colour in zip(parts, COLOURS, strict=False):
             axes.barh(at, row.get(part, 0.0), 0.66, left, color=colour, label=part if at == 0 else None)
             left += row.get(part, 0.0)
-        ground = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}  # a line may pass behind
-        at_end = {"xytext": (5, 0), "textcoords": "offset points", "va": "center", "fontsize": 9}
-        axes.annotate(f"{left:.3g}", (left, at), bbox=ground, **at_end)
+        at_end = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "center", "fontsize": 9}
+        axes.annotate(f"{left:.3g}", (1, at), **at_end)
     for name, limit in (limits or {}).items():
         axes.axvline(limit, color=INK, linewidth=1.0, linestyle=(0, (4, 3)))
         axes.annotate(
             name, (limit, 1), (3, 2), xycoords=("data", "axes fraction"), textcoords="offset points", fontsize=9
         )
     axes.set(yticks=range(len(rows)), yticklabels=list(rows), xlabel=unit)
-    axes.margins(x=0.08)
+    axes.margins(x=0.1)  # room for the sums on the right
     axes.invert_yaxis()
     axes.grid(False, axis="y")
     axes.tick_params(axis="y", length=0)
