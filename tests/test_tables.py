@@ -8,7 +8,7 @@ import pytest
 
 from rainlab import runs
 from rainlab.config import identity, override
-from rainlab.measure import ablations, bench, evaluate, latency, pages, reported, tables
+from rainlab.measure import ablations, bench, evaluate, latency, pages, reported, systems, tables, zero_shot
 from rainlab.training import stages
 
 CONFIG = micro.micro(stream__window=16)
@@ -148,6 +148,37 @@ def test_slow_ways_stand_in_table_1_where_they_are_recorded():
     assert ours.loc[evaluate.SLOW["animate_anyone"], "PSNR ↑"] == "52.00 [51.50, 52.50]"
     for id in runs_made:
         shutil.rmtree(runs.get(id).path)
+
+
+@pytest.fixture
+def pose_driven(monkeypatch):
+    """Runs of zero_shot and systems, in memory."""
+    runs_of = {}
+    for i, method in enumerate(("PoseAnimate", "copying")):
+        runs_of[method] = runs.open_run("zero_shot", {"method": method, "for": "tables"}, 1)
+        runs_of[method].record("mask_iou" if i == 0 else "psnr", 0.5 + i, 0.25 + i, 0.75 + i, 8, "p", method=method)
+    timed = runs.open_run("systems", {"for": "tables"}, 1)
+    timed.record("peak_bytes", 3e8, contender=systems.NOTHING)
+    for i, label in enumerate(systems.LABELS, 1):
+        timed.record("frames_per_second", i, i - 0.5, i + 0.5, 5, bench.PROTOCOL, contender=label)
+        timed.record("speed", i / 4, i / 4, i / 4, 5, bench.PROTOCOL, contender=label)
+        timed.record("latency_frames", 16, contender=label)
+        timed.record("peak_bytes", 4e8, contender=label)
+    timed.record("flops_per_frame", 2e9, contender="AnimateAnyone")
+    monkeypatch.setattr(zero_shot, "there", lambda preset: runs_of)
+    monkeypatch.setattr(systems, "compare", lambda preset: timed)
+
+
+def test_pose_driven_systems_stand_side_by_side(pose_driven):
+    _, ours = split(tables.without_modules(CONFIG))
+    assert ours.loc["PoseAnimate", "mask IoU ↑"] == "0.50 [0.25, 0.75]" and ours.loc["copying", "mask IoU ↑"] == "–"
+    _, ours = split(tables.three_systems(CONFIG))
+    assert ours.loc["AnimateAnyone", ["× RAIN ↑", "GFLOP a frame ↓", "peak memory, MB ↓"]].tolist() == [
+        "0.750 [0.750, 0.750]", "2.00", "400",
+    ]  # fmt: skip
+    assert ours.loc[systems.NOTHING, ["frames/s ↑", "× RAIN ↑", "n"]].tolist() == ["–", "–", "–"]
+    page = pages.results(CONFIG, CONFIG)
+    assert page.index("## PoseAnimate without") < page.index("## Three systems") < page.index("| RAIN, fast | measured")
 
 
 def test_faster_ways_stand_beside_rain():

@@ -333,8 +333,10 @@ def _measure(preset: Preset, method: str, run: runs.Run) -> None:
 
 Pairs = tuple[tuple[str, str], ...]
 PAIRS: Pairs = (("rain", "copy"), ("rain", "wrong"), ("rain", "flat"), ("rain", "undistilled"))
-CENTRAL: Pairs = (("rain", "animate_anyone"), ("rain", "ddim"), ("ddim", "animate_anyone"))
-"""What the paper is about: its stream against its network undistilled, and against AnimateAnyone."""
+CENTRAL: Pairs = (
+    ("rain", "animate_anyone"), ("rain", "pose_animate"), ("rain", "ddim"), ("ddim", "animate_anyone"),
+)  # fmt: skip
+"""What the paper is about: its stream against AnimateAnyone, PoseAnimate and its own network undistilled."""
 PAIRED = ("psnr", "ssim", "psnr_fg", "ssim_fg", "tde", "sharpness_error", "flicker")
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from rainlab import runs
 from rainlab.config import Preset
 from rainlab.files import atomic_path
-from rainlab.measure import ablations, bench, evaluate, latency, protocols, reported, tables
+from rainlab.measure import ablations, bench, evaluate, latency, protocols, reported, systems, tables, zero_shot
 from rainlab.measure.tables import Table
 from rainlab.training import stages, weights
 
@@ -26,10 +26,18 @@ PROTOCOLS = (
     "together, so that a name never comes to mean something else."
 )
 CENTRAL = (
-    "All of one stage 1. AnimateAnyone: a stage 2 of its own, with one noise level for all frames of a window, then 20 "
-    "DDIM steps with classifier-free guidance (RAIN's ω) over windows of K frames that overlap by 4, the whole clip "
-    "known from the start. RAIN before distillation: 20 guided DDIM steps down the stairs. Below: paired differences "
-    "on the same clips."
+    "All of one stage 1. PoseAnimate: nothing more is trained, the reference network is switched off. AnimateAnyone: a "
+    "stage 2 of its own, with one noise level for all frames of a window, then 20 DDIM steps with classifier-free "
+    "guidance (RAIN's ω) over windows of K frames that overlap by 4, the whole clip known from the start. RAIN before "
+    "distillation: 20 guided DDIM steps down the stairs. Below: paired differences on the same clips."
+)
+WITHOUT = (
+    "Held-out characters driven by somebody else, smaller and to one side; the truth is the character itself in that "
+    "motion (notebook 71_pose_animate). Consistency: ID-studio of neighbouring frames; mask IoU: at the latents' size."
+)
+SYSTEMS = (
+    "Random weights, clips of a window's length, interleaved rounds on two threads: medians [quartiles]. Memory: the "
+    "most that a process holds which makes one clip (`python -m rainlab.measure.systems`)."
 )
 
 
@@ -61,12 +69,16 @@ def results(preset: Preset, ablated: Preset, others: Sequence[Preset] = ()) -> s
     for name, table in _all(preset, ablated).items():
         title, _, note = tables.NOTES[name].partition(". ")
         parts += [f"## {title}", note, _markdown(table)]
-    central = ("animate_anyone", "ddim")
+    central = ("animate_anyone", "pose_animate", "ddim")
     for which in (preset, ablated):
         if len(evaluate.there(which, central)) == len(central):
-            parts += [f"## Against AnimateAnyone, preset {which.name}", CENTRAL, _markdown(tables.table1(which))]
-            parts += [_markdown(tables.differences(which, pairs=evaluate.CENTRAL))]
+            parts += [f"## Against AnimateAnyone and PoseAnimate, preset {which.name}", CENTRAL]
+            parts += [_markdown(tables.table1(which)), _markdown(tables.differences(which, pairs=evaluate.CENTRAL))]
             break
+    if zero_shot.there(preset):
+        parts += ["## PoseAnimate without its modules", WITHOUT, _markdown(tables.without_modules(preset))]
+    if runs.existing(systems.compare, preset):
+        parts += ["## Three systems, speed and memory", SYSTEMS, _markdown(tables.three_systems(preset))]
     if runs.existing(ablations.grid, ablated):
         parts += ["## Table 3, more variants", tables.GRID, _markdown(tables.grid(ablated))]
         parts += ["## The same against K = 16, p = 4, N = 1", _markdown(tables.grid(ablated, change=True))]
@@ -200,9 +212,7 @@ def readme(preset: Preset) -> str:
             f" StreamDiffusion with its reference, frame by frame with noise that never changes, has a motion error of "
             f"{theirs:.2f} and a flicker of {still:.2f} on the same network without motion modules, at {psnr:.2f} dB."
         )
-    origin = (
-        f"Reported: UBC-Fashion, 768×512. Measured here: {_clips(preset)} The two kinds of rows do not compare."
-    )
+    origin = f"Reported: UBC-Fashion, 768×512. Measured here: {_clips(preset)} The two kinds of rows do not compare."
     full = "The full tables with protocol, ablations and speed: [figures/RESULTS.md](figures/RESULTS.md)."
     words = (
         "Motion error: how much the change from frame to frame differs from the true one, in grey levels; fg: inside "

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rainlab.config import Preset
-from rainlab.measure import ablations, bench, evaluate, latency, reported
+from rainlab.measure import ablations, bench, evaluate, latency, reported, systems, zero_shot
 from rainlab.training import stages
 
 Table = Any  # a pandas DataFrame of text; pandas is imported where it is needed
@@ -77,12 +77,15 @@ COLUMNS = {
     "id_studio": ("ID-studio ↑", 3),
     "lpips_studio": ("LPIPS-studio ↓", 3),
     "fvd_studio": ("FVD-studio ↓", 3),
+    "consistency": ("consistency ↑", 3),
+    "mask_iou": ("mask IoU ↑", 2),
     "true_motion": ("true motion", 2),
     "frames_per_second": ("frames/s ↑", 1),
     "speed": ("× DDIM ↑", 2),
     "latency_frames": ("latency, frames ↓", 0),
     "gflop": ("GFLOP a frame ↓", 2),
     "share": ("% of the ceiling ↑", 0),
+    "peak_bytes": ("peak memory, MB ↓", 0),
 }
 """Metric of a run -> its column and the digits shown; arrows point to the better end."""
 DELAYS = {
@@ -212,6 +215,27 @@ def delays(preset: Preset, record: bool = False) -> Table:
 def _joined(rows: list[dict[str, Any]], metric: str, digits: int, scale: float) -> str:
     """All values of a metric, in the order recorded."""
     return " / ".join(f"{scale * row['value']:.{digits}f}" for row in rows if row["metric"] == metric)
+
+
+def without_modules(preset: Preset) -> Table:
+    """PoseAnimate's ablation (its Figure 5), RAIN and copying beside it, as far as recorded."""
+    found = zero_shot.there(preset)
+    rows = [measured(method, run.metrics(), zero_shot.MEASURES) for method, run in found.items()]
+    return frame(rows, tuple(COLUMNS[metric][0] for metric in zero_shot.MEASURES))
+
+
+def three_systems(preset: Preset) -> Table:
+    """Speed and memory of the pose-driven systems, from :func:`systems.compare`; speed is relative to RAIN's stream."""
+    shown = ("frames_per_second", "gflop", "peak_bytes", "latency_frames")
+    rows = []
+    for label in (systems.NOTHING, *systems.LABELS):
+        own = {row["metric"]: row for row in systems.compare(preset).metrics() if row["contender"] == label}
+        own["peak_bytes"] |= {"value": own["peak_bytes"]["value"] / 1e6}
+        if "flops_per_frame" in own:
+            own["gflop"] = {"metric": "gflop", "value": own["flops_per_frame"]["value"] / 1e9}
+        times = {"× RAIN ↑": cell(own["speed"], 3)} if "speed" in own else {}
+        rows.append(measured(label, own.values(), shown) | times)
+    return frame(rows, (COLUMNS[shown[0]][0], "× RAIN ↑", *(COLUMNS[metric][0] for metric in shown[1:])))
 
 
 def verdict(preset: Preset, a: str, b: str) -> str:
