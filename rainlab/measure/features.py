@@ -156,13 +156,18 @@ def fit(
     steps: int,
     value: Callable[[], Tensor],
     what: str,
+    longest: float = float("inf"),
 ) -> tuple[Trained, list[float]]:
-    """A small network after so many steps on losses that ``value`` draws, ready for use, and the loss of each step."""
+    """A small network after so many steps on losses that ``value`` draws, ready for use, and the loss of each step.
+
+    longest: gradients longer than that are shortened to it.
+    """
     curve = []
     for _ in tqdm(range(steps), what, leave=False):
         drawn = value()
         optimizer.zero_grad()
         drawn.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), longest)
         optimizer.step()
         schedule.step()
         curve.append(drawn.item())

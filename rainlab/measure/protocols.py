@@ -28,7 +28,7 @@ MODULES = {
 """Protocol of a table or figure -> modules of this package that make its numbers."""
 DIGESTS = {
     "rainlab-1": "5afe022500a5",
-    "studio-features-1": "4d1053a81bfa",
+    "studio-features-1": "6585df2f3c1b",
     "disco-legacy-1": "832de4bfddc5",
     "ablations-1": "017ab6da3d9f",
     "endless-3": "80b394283a66",
@@ -37,7 +37,7 @@ DIGESTS = {
     "zero-shot-1": "f3fe6c232f07",
     "designs-1": "cebfa6b9cb8a",
     "students-1": "f68cd1dd302f",
-    "rotators-1": "a6837c5f156d",
+    "rotators-1": "824085d172ce",
     "talking-heads-1": "3920bae49b47",
 }
 """Protocol -> digest. Code that changes and moves no number gets a new digest, code that moves one a new name."""

@@ -14,14 +14,13 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 from rainlab import runs
 from rainlab.baselines import tha_distill
 from rainlab.baselines.tha_distill import Turns
 from rainlab.baselines.tha_teacher import TURN, Coder, Turned, UNet, move, turned
 from rainlab.data.studio import body, face
-from rainlab.measure import students
+from rainlab.measure import features, students
 from rainlab.method.checkpoint import write_tensors
 from rainlab.training import weights
 
@@ -138,19 +137,13 @@ def train(design: str, seed: int, recipe: Recipe) -> tuple[nn.Module, list[float
     draw, network, steps = torch.Generator().manual_seed(seed), build(design, recipe), steps_of(design, recipe)
     optimizer = torch.optim.AdamW(network.parameters(), recipe.learning_rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.learning_rate, steps)
-    curve = []
-    for _ in (bar := tqdm(range(steps), f"{design}, seed {seed}", leave=False)):
+
+    def value() -> Tensor:
         rows = torch.randint(len(pose), (recipe.batch,), generator=draw)
         some = Turns(*(x[rows] for x in given))
-        value = loss_of(turn(network, some.faced, pose[rows]), some)
-        optimizer.zero_grad()
-        value.backward()
-        nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        curve.append(value.item())
-        bar.set_postfix(loss=f"{curve[-1]:.4f}", refresh=False)
-    return network.eval().requires_grad_(False), curve
+        return loss_of(turn(network, some.faced, pose[rows]), some)
+
+    return features.fit(network, optimizer, schedule, steps, value, f"{design}, seed {seed}", longest=1.0)
 
 
 @lru_cache(maxsize=2)
