@@ -36,6 +36,15 @@ def test_faces_and_streets_stream_with_what_is_shipped():
     assert eyes["ci_low"] > 0.8 and 0.5 < mouth["ci_low"] < mouth["ci_high"] < 0.8
 
 
+def test_gaps_in_landmarks_cost_what_section_52_says():
+    trainings = (FACE, morphing.with_gaps(FACE))
+    plain, blind = (morphing.following(each, stage="stage1", inputs_from=FACE) for each in trainings)
+    for part in ("eyes", "mouth"):
+        lost, kept = (run.value("opening_correlation", driven="calibrated", part=part) for run in (blind, plain))
+        assert lost["ci_high"] < kept["ci_low"]
+    assert lost["ci_high"] < 0.25
+
+
 def test_what_inference_needs_is_small(tmp_path):
     save_model(rainlab.load("small").half(), tmp_path / "model.safetensors")
     assert (tmp_path / "model.safetensors").stat().st_size < 30e6
