@@ -37,7 +37,8 @@ WITHOUT = (
 )
 SYSTEMS = (
     "Random weights, clips of a window's length, interleaved rounds on two threads: medians [quartiles]. Memory: the "
-    "most that a process holds which makes one clip (`python -m rainlab.measure.systems`)."
+    "most that a process holds which makes one clip (`python -m rainlab.measure.systems`). Rates compare within this "
+    "table; Table 2 was measured on a faster machine."
 )
 
 
