@@ -98,10 +98,7 @@ def test_all_figures_and_tables_of_the_paper_are_accounted_for():
     rows = [line for line in README.splitlines() if line.startswith(("| Figure", "| Table"))]
     named = {"Figure": set(), "Table": set()}
     for line in rows:
-        for word in re.findall(r"Figure|Table|\d+", line.split("|")[1]):
-            if word.isdigit():
-                named[kind].add(int(word))
-            else:
-                kind = word
+        for kind, numbers in re.findall(r"(Figure|Table)s? ([\d, ]+)", line.split("|")[1]):
+            named[kind] |= set(map(int, re.findall(r"\d+", numbers)))
     assert named == {"Figure": set(range(1, 11)), "Table": {1, 2, 3}}
     assert all(line.split("|")[3].strip() for line in rows)
