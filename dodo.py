@@ -250,8 +250,7 @@ def final(preset: Preset) -> set[str]:
     found += [run for several in ablations.again(preset).values() for run in several]
     if grid := runs.existing(ablations.grid, preset):
         found += [runs.get(id) for id in grid.inputs.values() if id.startswith("evaluate-")]
-    central = {method for pair in evaluate.CENTRAL for method in pair}
-    if len(evaluate.there(preset, central)) == len(central):
+    if evaluate.are_there(preset, evaluate.CENTRAL):
         found.append(evaluate.compare(preset, pairs=evaluate.CENTRAL))
     for change in evaluate.ABLATIONS.values():
         variant = override(preset, change)

@@ -240,8 +240,8 @@ def dots(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """
     height, width = size
     faces = (landmarks.of_drawn(points, pose.CONFIDENT) + 0.5) / (width, height)  # a pixel's middle is a whole number
-    whole = np.array([landmarks.dot_radius(face, height) for face in faces if np.isfinite(face).all()] or [1])
-    return np.stack([landmarks.draw(face, size, int(np.median(whole))) for face in faces])
+    radius = int(np.median([landmarks.dot_radius(face, height) for face in faces if np.isfinite(face).all()] or [1]))
+    return np.stack([landmarks.draw(face, size, radius) for face in faces])
 
 
 def _cut_options(parser: argparse.ArgumentParser) -> None:

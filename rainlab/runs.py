@@ -18,7 +18,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +214,12 @@ def existing(make: Callable[..., Run], *given: Any) -> Run | None:
         return make(*given)
     except FileNotFoundError:
         return None
+
+
+def there(make: Callable[..., Run], preset: Any, names: Iterable[str]) -> dict[str, Run]:
+    """Name -> what ``make(preset, name)`` finds recorded, of those where it finds something."""
+    found = {name: existing(make, preset, name) for name in names}
+    return {name: run for name, run in found.items() if run}
 
 
 def nothing_recorded(what: str, preset: str) -> FileNotFoundError:

@@ -279,8 +279,7 @@ def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
 
 def there(preset: Preset, methods: Iterable[str]) -> dict[str, runs.Run]:
     """Method -> its run, of those that are recorded."""
-    found = {method: runs.existing(measure, preset, method) for method in methods}
-    return {method: run for method, run in found.items() if run}
+    return runs.there(measure, preset, methods)
 
 
 def kept(preset: Preset, method: str, held: HeldOut) -> np.ndarray:
@@ -337,6 +336,14 @@ CENTRAL: Pairs = (
     ("rain", "animate_anyone"), ("rain", "pose_animate"), ("rain", "ddim"), ("ddim", "animate_anyone"),
 )  # fmt: skip
 """What the paper is about: its stream against AnimateAnyone, PoseAnimate and its own network undistilled."""
+
+
+def are_there(preset: Preset, pairs: Pairs) -> bool:
+    """Whether all methods of pairs are recorded."""
+    methods = {method for pair in pairs for method in pair}
+    return len(there(preset, methods)) == len(methods)
+
+
 PAIRED = ("psnr", "ssim", "psnr_fg", "ssim_fg", "tde", "sharpness_error", "flicker")
 
 

@@ -70,9 +70,8 @@ def results(preset: Preset, ablated: Preset, others: Sequence[Preset] = ()) -> s
     for name, table in _all(preset, ablated).items():
         title, _, note = tables.NOTES[name].partition(". ")
         parts += [f"## {title}", note, _markdown(table)]
-    central = ("animate_anyone", "pose_animate", "ddim")
     for which in (preset, ablated):
-        if len(evaluate.there(which, central)) == len(central):
+        if evaluate.are_there(which, evaluate.CENTRAL):
             parts += [f"## Against AnimateAnyone and PoseAnimate, preset {which.name}", CENTRAL]
             parts += [_markdown(tables.table1(which)), _markdown(tables.differences(which, pairs=evaluate.CENTRAL))]
             break

@@ -34,7 +34,7 @@ DIGESTS = {
     "endless-3": "80b394283a66",
     "landmarks-1": "f62a65466203",
     "face-openings-1": "02fbd4738977",
-    "zero-shot-1": "f3fe6c232f07",
+    "zero-shot-1": "de7e0aad6b10",
     "designs-1": "cebfa6b9cb8a",
     "students-1": "f68cd1dd302f",
     "rotators-1": "824085d172ce",

@@ -227,9 +227,9 @@ def without_modules(preset: Preset) -> Table:
 def three_systems(preset: Preset) -> Table:
     """Speed and memory of the pose-driven systems, from :func:`systems.compare`; speed is relative to RAIN's stream."""
     shown = ("frames_per_second", "gflop", "peak_bytes", "latency_frames")
-    rows = []
+    rows, recorded = [], systems.compare(preset).metrics()
     for label in (systems.NOTHING, *systems.LABELS):
-        own = {row["metric"]: row for row in systems.compare(preset).metrics() if row["contender"] == label}
+        own = {row["metric"]: row for row in recorded if row["contender"] == label}
         own["peak_bytes"] |= {"value": own["peak_bytes"]["value"] / 1e6}
         if "flops_per_frame" in own:
             own["gflop"] = {"metric": "gflop", "value": own["flops_per_frame"]["value"] / 1e9}

@@ -117,8 +117,7 @@ def measure(preset: Preset, method: str, record: bool = False) -> runs.Run:
 
 def there(preset: Preset) -> dict[str, runs.Run]:
     """Method -> its run, of those that are recorded."""
-    found = {method: runs.existing(measure, preset, method) for method in (*VARIANTS, *BESIDE)}
-    return {method: run for method, run in found.items() if run}
+    return runs.there(measure, preset, (*VARIANTS, *BESIDE))
 
 
 def made(preset: Preset, method: str, number: int, model) -> tuple[np.ndarray, np.ndarray | None]:
