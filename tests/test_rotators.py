@@ -58,8 +58,10 @@ def test_designs_are_compared_at_equal_arithmetic(monkeypatch, tmp_path):
     monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path))
     with pytest.raises(FileNotFoundError):
         rotators.compare((0,), MICRO)
-    found = rotators.compare((0, 1), MICRO, record=True)
-    assert list(found) == list(rotators.DESIGNS) and len({run.id for each in found.values() for run in each}) == 4
+    compared = rotators.compare((0, 1), MICRO, record=True)
+    found = {design: [rotators.rotator(design, seed, MICRO) for seed in (0, 1)] for design in rotators.DESIGNS}
+    assert set(compared.inputs.values()) == {run.id for each in found.values() for run in each}
+    assert len(set(compared.inputs.values())) == 4
     paid = {}
     for design, (run, other) in found.items():
         steps, flops = (run.value(name)["value"] for name in ("steps", "flops"))
@@ -74,7 +76,15 @@ def test_designs_are_compared_at_equal_arithmetic(monkeypatch, tmp_path):
     truth, still = students.shown(given.final), students.shown(given.faced)
     copied = found["THA3"][0].value("psnr", method="copy")["value"]
     assert copied == pytest.approx(metrics.psnr(still[:, None], truth[:, None]).mean(), rel=1e-6)
-    assert rotators.compare((0, 1), MICRO)["THA3"][1].id == found["THA3"][1].id
+    assert rotators.compare((0, 1), MICRO).id == compared.id
+    mean = {run.id: run.value("psnr_fg", method="rotator")["value"] for each in found.values() for run in each}
+    means = {design: [mean[run.id] for run in each] for design, each in found.items()}
+    for design, each in means.items():
+        assert compared.value("psnr_fg", method=design)["value"] == pytest.approx(np.mean(each))
+    change = compared.value("psnr_fg_change", method="Section 3.1")
+    assert change["value"] == pytest.approx(np.mean(means["Section 3.1"]) - np.mean(means["THA3"]))
+    assert change["n"] == MICRO.tests and change["ci_low"] < change["value"] < change["ci_high"]
+    assert compared.value("psnr", method="copy")["value"] == pytest.approx(copied)
 
 
 def test_a_rotator_learns():

@@ -9,7 +9,7 @@ from test_tha_export import student as small  # noqa: F401
 
 from rainlab import runs
 from rainlab.baselines import tha
-from rainlab.measure import bench, student_speed
+from rainlab.measure import bench, student_speed, students
 
 
 def test_the_published_algorithm_is_the_published_one(student):  # noqa: F811
@@ -30,11 +30,17 @@ def test_a_speed_is_recorded_with_what_it_was_measured_on(monkeypatch, tmp_path)
         student_speed.speed()
     monkeypatch.setattr(student_speed, "ROUNDS", 1)
     monkeypatch.setattr(student_speed, "find_spec", lambda name: None)
-    run = student_speed.speed(record=True)
+    monkeypatch.setattr(student_speed, "UNSEEN", 1)
+    run, drawn = student_speed.speed(record=True), [student_speed.FIRST, "here", "here, the head alone"]
     assert student_speed.speed().id == run.id
     assert run.config["weights"] == "random" and run.config["threads"] == torch.get_num_threads()
     labels = [row["contender"] for row in run.metrics() if row["metric"] == "frames_per_second"]
-    assert labels == [student_speed.FIRST, "here", "here, the head alone"]
+    assert labels == [*drawn, *students.ARCHITECTURES[1:]]
     assert run.value("speed", contender=student_speed.FIRST)["value"] == 1
-    assert all(run.value("grey_levels", contender=label)["value"] <= 1 for label in labels)
+    assert all(run.value("grey_levels", contender=label)["value"] <= 1 for label in drawn)
+    assert all(run.value("grey_levels", contender=label)["n"] == 1 for label in drawn)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / tha.FILES["body_morpher_file_name"]).write_bytes(b"another student")
+    with pytest.raises(FileNotFoundError, match="student_speed .*other"):
+        student_speed.speed(tmp_path / "other")
     assert run.value("frames_per_second", contender="here")["protocol"] == bench.PROTOCOL

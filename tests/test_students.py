@@ -1,5 +1,8 @@
 """Students of drawn faces: what is trained, what is measured, and that both can be looked at again."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -32,18 +35,66 @@ def test_a_student_is_trained_measured_and_drawn_again(architecture):
     drawn = students.pictures(students.load(run), asked.pose)
     truth = np.stack([students.on_white(each) for each in asked.final])
     assert drawn.shape == truth.shape == (3, 32, 32, 3)
-    for method, frames in (("student", drawn), ("copy", students.on_white(asked.character)[None].repeat(3, 0))):
-        for name, function in (("psnr", metrics.psnr), ("ssim", metrics.ssim)):
-            row = run.value(name, method=method)
+    given = students.lessons(0, MICRO)
+    near = [int(np.argmin([float((pose - other).norm()) for other in given.pose])) for pose in asked.pose]
+    frames_of = {
+        "student": drawn,
+        "nearest": np.stack([students.on_white(given.final[i]) for i in near]),
+        "copy": students.on_white(asked.character)[None].repeat(3, 0),
+    }
+    mask = (asked.final[:, 3] > 0).numpy()[:, None]
+    (top, left), side = students.face_place(given)
+    face = mask.copy()
+    face[:, :, :top], face[:, :, top + side :], face[..., :left], face[..., left + side :] = (False,) * 4
+    each = json.loads((run.path / runs.VALUES).read_text())
+    assert each.keys() == frames_of.keys()
+    for method, frames in frames_of.items():
+        for name, function, where in (("psnr", metrics.psnr, None), ("ssim", metrics.ssim, None),
+                                      ("psnr_fg", metrics.psnr, mask), ("psnr_face", metrics.psnr, face)):  # fmt: skip
+            row, by_hand = run.value(name, method=method), function(frames[:, None], truth[:, None], where)
             assert row["n"] == 3 and row["protocol"] == students.PROTOCOL
-            assert row["value"] == pytest.approx(function(frames[:, None], truth[:, None]).mean(), rel=1e-6)
+            assert row["value"] == pytest.approx(by_hand.mean(), rel=1e-6)
+            assert each[method][name] == pytest.approx(by_hand, rel=1e-6)
+    whole = architecture == "Vanilla SIREN"
+    network = students.load(run)
+    count = [network] if whole else [network.face, network.body]
+    assert run.value("parameters")["value"] == sum(x.numel() for part in count for x in part.parameters())
+    assert run.value("flops")["value"] > 1e5
 
 
 def test_students_differ_by_all_that_they_are_told():
     told = [(0, MICRO), (1, MICRO), (0, MICRO, "Vanilla SIREN"), (0, MICRO, "Section 4.1", "B")]
+    told.append((0, MICRO, "Section 4.1", "G", 1))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runs, "made", lambda make, record, preset, *given: runs.run_id(*given))
         assert len({students.student(who, recipe, False, *more) for who, recipe, *more in told}) == len(told)
+
+
+@pytest.mark.parametrize("which", students.COMPARED)
+def test_students_are_compared_pose_with_pose(which):
+    with pytest.raises(FileNotFoundError):
+        students.compare(which, 1, MICRO)
+    run, found = students.compare(which, 1, MICRO, record=True)
+    assert [*found] == [*students.COMPARED[which]] and students.compare(which, 1, MICRO)[0].id == run.id
+    base = "G" if which == "models" else "Section 4.1"
+    other = "A" if which == "models" else "Vanilla SIREN"
+    ours, theirs = (json.loads((found[x].path / runs.VALUES).read_text())["student"]["psnr_fg"] for x in (other, base))
+    row = run.value("psnr_fg_change", student=other)
+    assert row["value"] == pytest.approx(np.mean(np.subtract(ours, theirs))) and row["n"] == MICRO.tests
+    assert row["ci_low"] <= row["value"] <= row["ci_high"]
+    assert {row["student"] for row in run.metrics()} == set(found) - {base}
+    assert found[base].id == students.student_id(1, MICRO)
+    with pytest.raises(ValueError, match="which: got 'seeds', expected one of architectures, models"):
+        students.compare("seeds", 1, MICRO)
+
+
+def test_a_curve_is_recorded_as_means(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path))
+    run, curve = runs.open_run("curve", {}, 1), np.random.default_rng(0).random(1000)
+    students.record_curve(run, curve, part="face")
+    rows = [row for row in run.metrics() if row["metric"] == "loss"]
+    assert len(rows) == 200 and rows[-1]["step"] == 1000 and rows[0]["step"] == 5
+    assert [row["value"] for row in rows] == pytest.approx(curve.reshape(200, 5).mean(1))
 
 
 def test_a_training_goes_on_where_it_stopped(monkeypatch):
@@ -80,7 +131,7 @@ def test_a_picture_of_one_s_own_is_learned_from_the_published_teacher(tmp_path, 
         asked.append(poses)
         return tha_distill.studio_lessons(body.split_seeds("test", 1, 0), poses, 32)
 
-    monkeypatch.setattr(tha_teacher, "load", lambda folder: folder)
+    monkeypatch.setattr(tha_teacher, "load", lambda folder: SimpleNamespace(to=lambda place: folder))
     monkeypatch.setattr(tha_distill, "teacher_lessons", says)
     given = tmp_path / "me.png", tmp_path, MICRO
     with pytest.raises(FileNotFoundError):
@@ -119,9 +170,10 @@ def test_the_face_is_where_something_moves():
 
 def test_a_vanilla_siren_has_as_many_numbers_as_the_body():
     for recipe in (students.Recipe(), students.RECIPES["tiny"]):
-        painter, own = students._painter(recipe), tha.BodyMorpher(recipe.widths, recipe.size)
-        ours, theirs = (sum(p.numel() for p in network.parameters()) for network in (painter, own))
-        assert ours == pytest.approx(theirs, rel=0.02)
+        painter, own = students.painter(recipe), tha.BodyMorpher(recipe.widths, recipe.size)
+        wider, ours, theirs = (sum(p.numel() for p in network.parameters()) for network in (
+            tha.FaceMorpher(len(painter.siren.sine_layers[0].linear.bias) + 1, 9, recipe.size, 45), painter, own))
+        assert abs(ours - theirs) <= abs(wider - theirs) and ours == pytest.approx(theirs, rel=0.005)
         assert len(painter.siren.sine_layers) == 9 and painter.numbers == 45
 
 

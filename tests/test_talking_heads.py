@@ -1,6 +1,7 @@
 """Table 8 on drawn faces: all systems see the same, and are measured where all of them paint."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import micro
 import numpy as np
@@ -33,6 +34,9 @@ def test_every_system_makes_the_same_moments():
     assert [*made] == [*talking_heads.METHODS] and mask.shape == (8, 32, 32) and 0.1 < mask.mean() < 0.9
     truth = morphing.driven(CONFIG, [1], 8, micro.model(CONFIG), ways=[])[1]["truth"][0]
     for method, (frames, theirs) in made.items():
+        if method in rotators.DESIGNS:
+            assert frames.shape == (3, 8, 32, 32, 3) and len({each.tobytes() for each in frames}) == 3
+            frames = frames[0]
         assert frames.shape == theirs.shape == (8, 32, 32, 3) and frames.dtype == np.uint8
         if method not in ("student", *rotators.DESIGNS):
             assert np.array_equal(theirs, truth)
@@ -46,31 +50,50 @@ def test_the_comparison_is_recorded_and_shown():
         talking_heads.compare(*GIVEN, (0, 1), 8)
     run = talking_heads.compare(*GIVEN, (0, 1), 8, record=True)
     assert talking_heads.compare(*GIVEN, (0, 1), 8).id == run.id
-    rows = {(row["method"], row["metric"]): row for row in run.metrics()}
+    rows = {(row["method"], row["metric"]): row for row in run.metrics() if "character" not in row}
     assert rows.keys() == {(m, n) for m in talking_heads.METHODS for n in talking_heads.MEASURES}
-    assert all(row["n"] == 2 and np.isfinite(row["value"]) for row in rows.values())
+    assert all(row["n"] == 2 and np.isfinite(row["value"]) and row["ci_low"] is None for row in rows.values())
+    for (method, name), row in rows.items():
+        each = [run.value(name, method=method, character=number)["value"] for number in (0, 1)]
+        assert row["value"] == pytest.approx(np.mean(each))
     assert talking_heads.compare(*GIVEN, (0, 1), 8, record=True).metrics() == run.metrics()
     alone = talking_heads.compare(*GIVEN, (0,), 8, record=True)
     made = talking_heads.films(*GIVEN, 0, 8)
-    mask = metrics.smaller(made["mask"][0][None], (16, 16))
+    mask = metrics.smaller(made["mask"][0][None, 1:], (16, 16))  # without the frame that is given
     for method in ("copy", "rain", "student"):
-        ours, theirs = (talking_heads._small(x[None]) for x in made[method])
+        ours, theirs = (talking_heads._small(x[None, 1:]) for x in made[method])
         by_hand = metrics.psnr(ours, theirs, mask)[0]
-        assert alone.value("psnr_fg", method=method)["value"] == pytest.approx(by_hand, rel=1e-5)
+        assert alone.value("psnr_fg", method=method, character=0)["value"] == pytest.approx(by_hand, rel=1e-5)
+        ours, theirs = (x.masked_fill(~mask[..., None], 1.0) for x in (ours, theirs))  # backdrops don't count
+        by_hand = metrics.ssim(ours, theirs, mask)[0]
+        assert alone.value("ssim_fg", method=method, character=0)["value"] == pytest.approx(by_hand, rel=1e-5)
+    theirs = talking_heads._small(made["THA3"][1][None, 1:])
+    by_hand = [metrics.psnr(talking_heads._small(x[None, 1:]), theirs, mask)[0] for x in made["THA3"][0]]
+    assert alone.value("psnr_fg", method="THA3", character=0)["value"] == pytest.approx(np.mean(by_hand), rel=1e-5)
     table = talking_heads.table8(run)
     assert [*table["method"]] == [*reported.THA4["table8"], *talking_heads.METHODS.values()]
     assert table.set_index(["source", "method"]).loc[("measured here", "RAIN"), "n"] == "2"
     assert table.loc[0, ["PSNR ↑", "LPIPS ↓", "PSNR fg ↑"]].tolist() == ["25.344", "0.0422", "–"]
+    value = run.value("psnr_fg", method="rain", character=1)["value"]
+    assert table.set_index("method").loc["RAIN", "character 1"] == f"{value:.2f}"
 
 
 def test_tables_of_students_and_designs():
     found = {f"character {n}": students.student(n, STUDENT, True) for n in (0, 1)}
     table = talking_heads.table_of_students("table4", found)
-    assert [*table["method"]] == ["top", "middle", "bottom", *found, "character 0 at rest", "character 1 at rest"]
+    beaten = [f"character {n}: {what}" for n in (0, 1) for what in ("nearest lesson", "at rest")]
+    assert [*table["method"]] == ["top", "middle", "bottom", *found, *beaten]
     value = found["character 1"].value("psnr", method="student")["value"]
     assert table.loc[4, "PSNR ↑"].startswith(f"{value:.2f} [")
     table = talking_heads.table_of_students("table6", {"Vanilla SIREN": found["character 0"]})
     assert table.loc[0, ["PSNR ↑", "SSIM ↑"]].tolist() == ["38.259", "–"]
     designs = rotators.compare((0,), ROTATOR, record=True)
     table = talking_heads.table2(designs)
-    assert [*table["method"]] == [*rotators.DESIGNS, *(f"{name}, seed 0" for name in rotators.DESIGNS), "not turned"]
+    assert [*table["method"]] == [*rotators.DESIGNS, *rotators.DESIGNS, "not turned"]
+    timed = SimpleNamespace(config={"threads": 2}, metrics=lambda: [
+        {"metric": "frames_per_second", "contender": "here", "value": 8.0, "n": 5},
+        {"metric": "speed", "contender": "here", "value": 9.0, "n": 5},
+    ])  # fmt: skip
+    table = talking_heads.table_of_speed(timed)
+    assert [*table["method"]] == [*reported.THA4_SPEED, "here"] and table.loc[2, "RTX A6000"] == "12.523"
+    assert table.loc[3, ["CPU, 2 threads", "RTX A6000", "n"]].tolist() == ["125", "–", "5"]

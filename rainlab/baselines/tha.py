@@ -82,6 +82,14 @@ class Sine(nn.Module):
         return F.linear(x, self.linear.weight.flatten(1)[:, : -2 - len(pose)])
 
 
+def _last(inputs: int, outputs: int) -> nn.Conv2d:
+    """The layer behind the sines, as in SIREN: all near 0, so that a body begins as the picture that it moves."""
+    layer = nn.Conv2d(inputs, outputs, 1)
+    nn.init.uniform_(layer.weight, -((6 / inputs) ** 0.5) / OMEGA, (6 / inputs) ** 0.5 / OMEGA)
+    nn.init.zeros_(layer.bias)
+    return layer
+
+
 class FaceMorpher(nn.Module):
     """The face, RGBA ``(4, size, size)`` from the first 39 ``numbers`` of a pose ``(45,)``."""
 
@@ -91,7 +99,7 @@ class FaceMorpher(nn.Module):
         inputs = [2 + numbers] + [width] * (layers - 1)
         self.siren = nn.Module()
         self.siren.sine_layers = nn.ModuleList(Sine(count, width, i == 0) for i, count in enumerate(inputs))
-        self.siren.last_linear = nn.Conv2d(width, 4, 1)
+        self.siren.last_linear = _last(width, 4)
 
     def forward(self, pose: Tensor) -> Tensor:
         first, *others = self.siren.sine_layers
@@ -129,7 +137,7 @@ class BodyMorpher(nn.Module):
             pairs = enumerate(zip(inputs, level, strict=True))
             self.siren_layers.append(nn.ModuleList(Sine(i, o, not before and n == 0) for n, (i, o) in pairs))
             before = level[-1]
-        self.last_linear = nn.Conv2d(before, 7, 1)
+        self.last_linear = _last(before, 7)
 
     def forward(self, picture: Tensor, pose: Tensor, pixels: Pixels | None = None) -> Drawn:
         """picture: RGBA ``(4, size, size)``; pose: ``(45,)``; pixels: those to draw, all of them if None."""

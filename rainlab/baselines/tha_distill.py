@@ -26,13 +26,14 @@ from rainlab.data.studio import body, face
 from rainlab.data.studio.expression import POSE, expressions
 from rainlab.method.checkpoint import write_tensors
 
+VERSION = 1  # raised when the same recipe gives another student
 FACE_RATES = ((0, 1e-4), (0.2, 1e-4 / 3), (0.5, 1e-5), (0.8, 1e-5 / 3))  # from which share of the examples on
 BODY_RATES = ((0, 1e-4), (2 / 15, 3e-5), (6 / 15, 1e-5), (13 / 15, 3e-6))
 PHASES = ((0, (0.5, 0.25, 2.0, 0.25)), (4 / 15, (5.0, 2.5, 1.0, 1.0)), (8 / 15, (1.0, 1.0, 1.0, 10.0)))
 """Weights of flow, warped, direct and final picture (Table 1), and from which share of the examples on."""
 MOVABLE = 20.0  # weight of what moves in a face
 BATCH = 8
-SAVED = 2000  # steps between two saved states
+SAVED = 2000  # steps between two saved states, or a fifth of a shorter training
 
 
 @dataclass(frozen=True)
@@ -91,13 +92,18 @@ def studio_lessons(seed: Tensor, poses: Tensor, size: int = 128) -> Lessons:
 
 @torch.no_grad()
 def teacher_lessons(teacher: tha_teacher.Teacher, character: Tensor, poses: Tensor) -> Lessons:
-    """What the published teacher says of a character ``(4, 512, 512)`` in poses ``(n, 45)``; 15 MB a pose."""
+    """What the published teacher says of a character ``(4, 512, 512)`` in poses ``(n, 45)``; 7 MB a pose, in memory.
+
+    Lessons are kept there with half the digits (float16: pictures are off by less than half a grey level).
+    """
     poses, parts = poses.to(character), []
     for pose in tqdm(poses, "lessons", leave=False):
         posed = teacher(character[None], pose[None])
-        parts.append((posed.upscaled.picture, posed.upscaled.direct, posed.upscaled.grid, posed.with_face))
+        said = posed.upscaled.picture, posed.upscaled.direct, posed.upscaled.grid, posed.with_face
+        parts.append([x.half().cpu() for x in said])
     final, direct, grid, faced = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Lessons(poses, character, faced, final, direct, grid, torch.ones_like(grid[:, :1]))
+    known = torch.ones(1, 1, 1, 1).expand(len(poses), 1, *grid.shape[2:])
+    return Lessons(poses.cpu(), character.cpu(), faced, final, direct, grid, known)
 
 
 def natural_poses(count: int, seed: int = 0, split: str = "train") -> Tensor:
@@ -119,16 +125,19 @@ def face_loss(made: Tensor, wanted: Tensor, movable: Tensor) -> Tensor:
 
 
 def body_loss(drawn: tha.Drawn, lessons: Lessons, number: int, weights: Sequence[float]) -> Tensor:
-    """Weighted mean absolute errors of flow, warped, direct and final picture."""
-    wanted = tha_teacher.move(lessons.faced[number : number + 1], lessons.grid[number : number + 1])[0]
-    known, flat = lessons.known[number].flatten(1), {"warped": wanted.flatten(1)}
-    flat |= {name: getattr(lessons, name)[number].flatten(1) for name in ("grid", "direct", "final")}
-    share = known.mean().clamp(min=1e-6)
+    """Weighted mean absolute errors of flow, warped, direct and final picture.
+
+    Means are over all pixels, so that one weighs what it does in the paper; those whose flow is not known add nothing.
+    """
+    names, like = ("faced", "grid", "known", "direct", "final"), drawn.grid
+    faced, grid, known, direct, final = (getattr(lessons, name)[number].to(like) for name in names)
+    wanted = tha_teacher.move(faced[None], grid[None])[0]
+    known = known.flatten(1)
     errors = (
-        ((drawn.grid - flat["grid"]).abs() * known).mean() / share,
-        ((drawn.warped - flat["warped"]).abs() * known).mean() / share,
-        (drawn.colour - flat["direct"]).abs().mean(),
-        (drawn.blended - flat["final"]).abs().mean(),
+        ((drawn.grid - grid.flatten(1)).abs() * known).mean(),
+        ((drawn.warped - wanted.flatten(1)).abs() * known).mean(),
+        (drawn.colour - direct.flatten(1)).abs().mean(),
+        (drawn.blended - final.flatten(1)).abs().mean(),
     )
     return sum(weight * error for weight, error in zip(weights, errors, strict=True))
 
@@ -150,7 +159,8 @@ def train_face(
     faces, moves = _cut(lessons.faced, corner, network.size), movable(lessons, corner, network.size)
 
     def loss(number: int, share: float) -> Tensor:
-        return face_loss(network(lessons.pose[number]), faces[number], moves)
+        made = network(lessons.pose[number].to(_of(network)))
+        return face_loss(made, faces[number].to(made), moves.to(made))
 
     return _fit(network, loss, FACE_RATES, lessons, examples, "face", state, rate)
 
@@ -166,7 +176,7 @@ def train_body(
     """Train a body on lessons; returns the loss of each step. Options as for `_fit`; ``phases``: like PHASES."""
 
     def loss(number: int, share: float) -> Tensor:
-        drawn = network(lessons.faced[number], lessons.pose[number])
+        drawn = network(*(x[number].to(_of(network)) for x in (lessons.faced, lessons.pose)))
         return body_loss(drawn, lessons, number, value_at(phases, share))
 
     return _fit(network, loss, BODY_RATES, lessons, examples, "body", state, rate)
@@ -175,10 +185,15 @@ def train_body(
 def train_whole(
     network: tha.FaceMorpher, lessons: Lessons, examples: int, state: Path | None = None, rate: float = 1.0
 ) -> list[float]:
-    """Train one network of sine layers to paint all of the final picture (section 5.2); rates are the body's."""
+    """Train one network of sine layers to paint all of the final picture (section 5.2).
+
+    It has a face to learn and a body: what moves in the face weighs as for the face, rates are the body's.
+    """
+    moves = movable(lessons, (0, 0), network.size)
 
     def loss(number: int, share: float) -> Tensor:
-        return (network(lessons.pose[number]) - lessons.final[number]).abs().mean()
+        made = network(lessons.pose[number].to(_of(network)))
+        return face_loss(made, lessons.final[number].to(made), moves.to(made))
 
     return _fit(network, loss, BODY_RATES, lessons, examples, "whole", state, rate)
 
@@ -208,10 +223,15 @@ def _fit(
             total += value.item()
         adam.step()
         curve.append(total)
-        if state and ((step + 1) % SAVED == 0 or step + 1 == steps):
+        if state and ((step + 1) % min(SAVED, max(1, steps // 5)) == 0 or step + 1 == steps):
             _save(parameters, adam, curve, state, of)
     network.eval().requires_grad_(False)
     return curve
+
+
+def _of(network: nn.Module) -> Tensor:
+    """One of a network's numbers: their kind and place."""
+    return next(network.parameters())
 
 
 def _fingerprint(lessons: Lessons) -> str:

@@ -7,10 +7,12 @@ characters for the same arithmetic and measured on others.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -20,14 +22,16 @@ from rainlab.baselines import tha_distill
 from rainlab.baselines.tha_distill import Turns
 from rainlab.baselines.tha_teacher import TURN, Coder, Turned, UNet, move, turned
 from rainlab.data.studio import body, face
-from rainlab.measure import features, students
-from rainlab.method.checkpoint import write_tensors
+from rainlab.files import write_json
+from rainlab.measure import ablations, features, students
+from rainlab.method.checkpoint import read_tensors, write_tensors
 from rainlab.training import weights
 
 VERSION = 1
 PROTOCOL = "rotators-1"
 DESIGNS = ("THA3", "Section 3.1")
 SEEDS = (0, 1, 2)
+MEASURES = tuple(name for name in students.MEASURES if name != "psnr_face")
 
 
 @dataclass(frozen=True)
@@ -98,24 +102,23 @@ def loss_of(made: Turned, given: Turns) -> Tensor:
 def rotator(design: str, seed: int = 0, recipe: Recipe = SMALL, record: bool = False) -> runs.Run:
     """The run that trained a rotator and measured it; its weights are in its folder.
 
-    Metrics over test characters, label ``method`` ("rotator", or "copy": not turned): MEASURES of
-    :mod:`rainlab.measure.students`; ``steps``, ``parameters``, ``flops`` of a picture; ``loss`` by step. ``record``: as
-    in :func:`rainlab.measure.evaluate.measure`.
+    Metrics over test characters, label ``method`` ("rotator", or "copy": not turned): MEASURES, as those of
+    :mod:`rainlab.measure.students`, each character's values in ``values.json``; ``steps``, ``parameters``, ``flops`` of
+    a picture; ``loss``: means over 200 stretches. ``record``: as in :func:`rainlab.measure.evaluate.measure`.
     """
     config = _config(design, seed, recipe)
 
     def make(run: runs.Run) -> None:
         network, curve = train(design, seed, recipe)
         write_tensors(run.path / weights.NAME, network.state_dict())
-        for step in range(0, len(curve), max(1, len(curve) // 200)):
-            run.record("loss", curve[step], step=step + 1)
+        students.record_curve(run, curve)
         run.record("steps", len(curve))
         run.record("parameters", sum(p.numel() for p in network.parameters()))
         run.record("flops", arithmetic(design, recipe))
         pose, given = pictures("test", recipe.tests, recipe)
         made = {"rotator": turn_all(network, given.faced, pose), "copy": given.faced}
         drawn = {method: students.shown(x) for method, x in made.items()}
-        students.record_each(run, drawn, students.shown(given.final), PROTOCOL)
+        write_json(run.path / runs.VALUES, students.record_each(run, drawn, given.final, PROTOCOL))
 
     return runs.made(make, record, None, "rotator", config, VERSION)
 
@@ -127,7 +130,8 @@ def rotator_id(design: str, seed: int = 0, recipe: Recipe = SMALL) -> str:
 
 def _config(design: str, seed: int, recipe: Recipe) -> dict:
     build(design, recipe)  # the name is known
-    return {"design": design, "seed": seed, "recipe": asdict(recipe), "studio": body.VERSION, "face": face.VERSION}
+    versions = {"distillation": tha_distill.VERSION, "studio": body.VERSION, "face": face.VERSION}
+    return {"design": design, "seed": seed, "recipe": asdict(recipe)} | versions
 
 
 def train(design: str, seed: int, recipe: Recipe) -> tuple[nn.Module, list[float]]:
@@ -153,12 +157,36 @@ def pictures(split: str, count: int, recipe: Recipe) -> tuple[Tensor, Turns]:
     return poses.float(), tha_distill.studio_turns(body.split_seeds(split, count), poses, recipe.size)
 
 
+def load(run: runs.Run, recipe: Recipe) -> nn.Module:
+    """The network of a run of :func:`rotator`. FileNotFoundError if its weights are not there."""
+    network = build(run.config["design"], recipe).eval().requires_grad_(False)
+    network.load_state_dict(read_tensors(weights.weights_file(run.id))[0])
+    return network
+
+
 @torch.inference_mode()
 def turn_all(network: nn.Module, faced: Tensor, pose: Tensor) -> Tensor:
     """All of them, some at a time."""
     return torch.cat([turn(network, *some).picture for some in zip(faced.split(16), pose.split(16), strict=True)])
 
 
-def compare(seeds: Sequence[int] = SEEDS, recipe: Recipe = SMALL, record: bool = False) -> dict[str, list[runs.Run]]:
-    """Design -> its runs, one a seed (Table 2)."""
-    return {design: [rotator(design, seed, recipe, record) for seed in seeds] for design in DESIGNS}
+def compare(seeds: Sequence[int] = SEEDS, recipe: Recipe = SMALL, record: bool = False) -> runs.Run:
+    """The run that compares the designs (Table 2); ``record`` as in :func:`rotator`.
+
+    Metrics MEASURES, label ``method`` (of DESIGNS, or "copy"): mean over seeds and characters with the 95 % interval of
+    both drawn anew; ``<metric>_change``: section 3.1 against THA3, seed with seed and character with character.
+    """
+    found = {(design, seed): rotator(design, seed, recipe, record) for design in DESIGNS for seed in seeds}
+
+    def make(run: runs.Run) -> None:
+        each = {which: json.loads((one.path / runs.VALUES).read_text("utf-8")) for which, one in found.items()}
+        for name in MEASURES:
+            of = {design: np.array([each[design, seed]["rotator"][name] for seed in seeds]) for design in DESIGNS}
+            of["copy"] = np.array([each[DESIGNS[0], seeds[0]]["copy"][name]])
+            for method, table in of.items():
+                run.record(name, *ablations.over_seeds(table), PROTOCOL, method=method)
+            change = of[DESIGNS[1]] - of[DESIGNS[0]]
+            run.record(f"{name}_change", *ablations.over_seeds(change), PROTOCOL, method=DESIGNS[1])
+
+    inputs = {f"{design}, seed {seed}": run.id for (design, seed), run in found.items()}
+    return runs.made(make, record, None, "rotators", {"seeds": list(seeds)}, VERSION, inputs)

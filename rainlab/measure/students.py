@@ -1,11 +1,14 @@
 """Students of Talking Head Anime 4 on the studio's faces: trained, measured; its Tables 4, 6 and 7 at small scale.
 
 The teacher is exact: whatever a student should make can be drawn (:mod:`rainlab.baselines.tha_distill`). A student
-knows one character, so there is none to hold out; poses are held out, of motions that no lesson shows.
+knows one character, so there is none to hold out; poses are held out, of motions that no lesson shows. Besides the
+character at rest, it has to be better than the *nearest lesson*: the picture of the pose, among those it was taught,
+that is least far from the pose it is asked for.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
@@ -14,14 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from rainlab import runs
 from rainlab.baselines import tha, tha_distill, tha_teacher
 from rainlab.baselines.tha_distill import PHASES, Lessons
 from rainlab.data.studio import body, face
 from rainlab.data.studio.expression import POSE
-from rainlab.files import digest
-from rainlab.measure import metrics
+from rainlab.files import digest, write_json
+from rainlab.measure import evaluate, metrics
 from rainlab.method.checkpoint import read_tensors, write_tensors
 from rainlab.training import weights
 
@@ -31,7 +35,10 @@ ARCHITECTURES = ("Section 4.1", "Section 4.1 w/o multi-res", "Vanilla SIREN")
 """Table 6: the student; all its layers at full size; one network of sine layers that paints all pixels."""
 MODELS = {"A": (2,), "B": (1,), "C": (1, 2), "D": (0,), "E": (0, 2), "F": (0, 1), "G": (0, 1, 2)}
 """Table 7: which phases of training a model of that name has."""
-MEASURES = ("psnr", "ssim", "sharpness_error")
+RATE = 3.0
+MEASURES = ("psnr_fg", "ssim_fg", "psnr_face", "psnr", "ssim", "sharpness_error")
+COMPARED = {"architectures": ARCHITECTURES, "models": tuple(MODELS)}
+"""What :func:`compare` compares, with the student as published the first or the last of them."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +52,15 @@ class Recipe:
     body_examples: int = 80_000
     face: tuple[int, int] = (128, 8)  # width and sine layers of the face
     widths: tuple[tuple[int, ...], ...] = tha.WIDTHS
-    rate: float = 1.0  # what the paper's learning rates are multiplied by
+    face_rate: float = 1.0  # what the paper's learning rates of a face are multiplied by,
+    body_rate: float = 1.0  # and those of a body
 
 
 RECIPES = {
-    "tiny": Recipe(size=64, lessons=1000, tests=100, face_examples=8000, body_examples=16_000),
-    "small": Recipe(),
-    # section 4.2, but for the lessons: a pose takes 12 MB at this size
-    "paper": Recipe(size=512, lessons=4000, tests=1000, face_examples=1_000_000, body_examples=1_500_000),
+    "tiny": Recipe(64, 1000, 100, 8000, 16_000, face_rate=RATE, body_rate=RATE),
+    "small": Recipe(face_rate=RATE, body_rate=RATE),
+    # section 4.2, but for the lessons, which are made once and kept in memory: 7 MB a pose at this size
+    "paper": Recipe(512, 2000, 1000, 1_000_000, 1_500_000),
 }
 
 
@@ -62,85 +70,135 @@ def student(
     record: bool = False,
     architecture: str = ARCHITECTURES[0],
     model: str = "G",
+    seed: int = 0,
 ) -> runs.Run:
     """The run that trained a student of a held-out character, and measured it; its weights are in its folder.
 
-    Metrics over test poses, label ``method`` ("student", or "copy": the character at rest): MEASURES of the picture on
-    white; ``loss`` of each step, label ``part``. n: poses.
+    Metrics over test poses, label ``method`` ("student", "nearest": the lesson in the nearest pose, "copy": the
+    character at rest): MEASURES of the picture on white, "fg" inside the true foreground, "face" inside the part of
+    that which lies in the square of the face; n: poses, each one's values in ``values.json``. ``parameters`` and
+    ``flops`` of a picture. ``loss``, label ``part``: means over 200 stretches of the training.
 
     Args:
         recipe: or its name in RECIPES. record: as in :func:`rainlab.measure.evaluate.measure`, resuming.
         architecture: of ARCHITECTURES. model: of MODELS; phases that are left share the whole length.
+        seed: of the first weights.
 
     Raises:
         ValueError: another name. FileNotFoundError: nothing recorded.
     """
-    chosen, config = recipe_of(recipe), _config(character, recipe, architecture, model)
+    chosen, config = recipe_of(recipe), _config(character, recipe, architecture, model, seed)
 
     def make(run: runs.Run) -> None:
         given = lessons(character, chosen)
-        network = _train(run, given, _untrained(given, chosen, architecture), chosen, model)
-        measure(run, network, lessons(character, chosen, "test"))
+        network = _train(run, given, _untrained(given, chosen, architecture, seed), chosen, model)
+        measure(run, network, lessons(character, chosen, "test"), given)
 
     return runs.made(make, record, None, "student", config, VERSION)
 
 
-def own(picture: str | Path, teacher: str | Path, recipe: Recipe, record: bool = False) -> runs.Run:
+def own(picture: str | Path, teacher: str | Path, recipe: str | Recipe = "paper", record: bool = False) -> runs.Run:
     """The run that trained a student of a picture of one's own, by the published teacher; as :func:`student` else.
+
+    It trains on a GPU if there is one; lessons stay in memory, 7 MB each.
 
     Args:
         picture: a file, 512×512, the character on transparent ground, its face where the published demo wants it.
-        teacher: the folder of :func:`rainlab.baselines.tha_teacher.load`. recipe: of 512 pixels; a pose takes 15 MB.
+        teacher: the folder of :func:`rainlab.baselines.tha_teacher.load`. recipe: of 512 pixels, or its name.
 
     Raises:
         ValueError: the picture is another, or the recipe of another size. FileNotFoundError: no such picture, no
             teacher, or nothing recorded.
     """
-    if recipe.size != tha.SIZE:
-        raise ValueError(f"recipe: got pictures of {recipe.size} pixels, expected {tha.SIZE}: what the teacher draws")
+    chosen = recipe_of(recipe)
+    if chosen.size != tha.SIZE:
+        raise ValueError(f"recipe: got pictures of {chosen.size} pixels, expected {tha.SIZE}: what the teacher draws")
     character = tha.from_picture(tha.read_character(picture))
     files = {name: digest(file) for name, file in tha_teacher.files(Path(teacher))}
-    config = {"recipe": asdict(recipe), "model": "G"}
+    config = {"recipe": asdict(chosen), "model": "G", "distillation": tha_distill.VERSION}
 
     def make(run: runs.Run) -> None:
-        says = partial(tha_distill.teacher_lessons, tha_teacher.load(teacher), character)
-        given = says(tha_distill.natural_poses(recipe.lessons))
+        place = evaluate.device()
+        says = partial(tha_distill.teacher_lessons, tha_teacher.load(teacher).to(place), character.to(place))
+        given = says(tha_distill.natural_poses(chosen.lessons))
         torch.manual_seed(0)
-        network = tha.Student(character, *_parts(recipe, ARCHITECTURES[0], tha.FACE), tha.CORNER)
-        network = _train(run, given, network, recipe, "G")
-        measure(run, network, says(tha_distill.natural_poses(recipe.tests, split="test")))
+        network = tha.Student(character, *parts(chosen, ARCHITECTURES[0], tha.FACE), tha.CORNER)
+        network = _train(run, given, network, chosen, "G", place)
+        measure(run, network, says(tha_distill.natural_poses(chosen.tests, split="test")), given)
 
     return runs.made(make, record, None, "student", config, VERSION, {"picture": digest(picture)} | files)
 
 
+def compare(
+    which: str, character: int = 0, recipe: str | Recipe = "small", record: bool = False
+) -> tuple[runs.Run, dict[str, runs.Run]]:
+    """(The run that compares students of a character, their runs by name), ``which`` of COMPARED: Table 6 or 7.
+
+    Metrics: ``<metric>_change`` of MEASURES, label ``student``: against the student as published, pose with pose, with
+    its 95 % interval; n: poses. It tells how sure a difference of these two trainings is, not what others would give.
+
+    ``record``: as in :func:`rainlab.measure.evaluate.measure`; it trains what is not trained.
+    """
+    if which not in COMPARED:
+        raise ValueError(f"which: got {which!r}, expected one of {', '.join(COMPARED)}")
+    name, base = which[:-1], (ARCHITECTURES[0] if which == "architectures" else "G")
+    found = {label: student(character, recipe, record, **{name: label}) for label in COMPARED[which]}
+
+    def make(run: runs.Run) -> None:
+        values = {label: json.loads((one.path / runs.VALUES).read_text("utf-8")) for label, one in found.items()}
+        for label in found:
+            for metric in MEASURES if label != base else ():
+                ours, theirs = (values[each]["student"][metric] for each in (label, base))
+                run.record(f"{metric}_change", *metrics.paired(ours, theirs), PROTOCOL, student=label)
+
+    inputs = {label: run.id for label, run in found.items()}
+    return runs.made(make, record, None, "students", {"which": which}, VERSION, inputs), found
+
+
 def _train(
-    run: runs.Run, given: Lessons, network: tha.Student | tha.FaceMorpher, recipe: Recipe, model: str
+    run: runs.Run,
+    given: Lessons,
+    network: tha.Student | tha.FaceMorpher,
+    recipe: Recipe,
+    model: str,
+    place: torch.device | str = "cpu",
 ) -> tha.Student | tha.FaceMorpher:
-    """Train in a run, resuming; weights and curves are kept there."""
+    """Train in a run, resuming; weights and curves are kept there. ``place``: where."""
     curves, state = {}, {name: run.path / f"{name}.safetensors" for name in ("face", "body", "whole")}
     if isinstance(network, tha.Student):
-        examples, corner, rate = (recipe.face_examples, recipe.body_examples), network.corner, recipe.rate
-        curves["face"] = tha_distill.train_face(network.face, given, corner, examples[0], state["face"], rate)
-        curves["body"] = tha_distill.train_body(network.body, given, examples[1], state["body"], phases_of(model), rate)
+        face, body = network.face.to(place), network.body.to(place)
+        chosen = recipe.face_examples, state["face"], recipe.face_rate
+        curves["face"] = tha_distill.train_face(face, given, network.corner, *chosen)
+        chosen = recipe.body_examples, state["body"], phases_of(model), recipe.body_rate
+        curves["body"] = tha_distill.train_body(body, given, *chosen)
+        for part in (face, body):
+            part.cpu()
     else:
-        curves["whole"] = tha_distill.train_whole(network, given, recipe.body_examples, state["whole"], recipe.rate)
+        chosen = recipe.body_examples, state["whole"], recipe.body_rate
+        curves["whole"] = tha_distill.train_whole(network, given, *chosen)
     write_tensors(run.path / weights.NAME, _tensors(network))
     for part, curve in curves.items():
-        for step in range(0, len(curve), max(1, len(curve) // 200)):
-            run.record("loss", curve[step], step=step + 1, part=part)
+        record_curve(run, curve, part=part)
     return network
 
 
-def student_id(character: int, recipe: str | Recipe = "small", architecture=ARCHITECTURES[0], model="G") -> str:
+def record_curve(run: runs.Run, curve: Sequence[float], **labels: str) -> None:
+    """Record a loss by step: its means over 200 stretches, each at its last step."""
+    for some in np.array_split(np.arange(len(curve)), min(200, len(curve))):
+        run.record("loss", float(np.mean([curve[i] for i in some])), step=int(some[-1]) + 1, **labels)
+
+
+def student_id(character: int, recipe: str | Recipe = "small", architecture=ARCHITECTURES[0], model="G", seed=0) -> str:
     """The id of a run of :func:`student`, known before it is made."""
-    return runs.run_id("student", _config(character, recipe, architecture, model), VERSION)
+    return runs.run_id("student", _config(character, recipe, architecture, model, seed), VERSION)
 
 
-def _config(character: int, recipe: str | Recipe, architecture: str, model: str) -> dict:
+def _config(character: int, recipe: str | Recipe, architecture: str, model: str, seed: int) -> dict:
     for name, value, known in (("architecture", architecture, ARCHITECTURES), ("model", model, MODELS)):
         if value not in known:
             raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(known)}")
     config = {"character": character, "recipe": asdict(recipe_of(recipe)), "architecture": architecture, "model": model}
+    config |= {"seed": seed, "distillation": tha_distill.VERSION}
     return config | {"studio": body.VERSION, "face": face.VERSION}
 
 
@@ -152,18 +210,46 @@ def lessons(character: int, recipe: Recipe, split: str = "train") -> Lessons:
     return tha_distill.studio_lessons(seed, tha_distill.natural_poses(count, character, split), recipe.size)
 
 
-def measure(run: runs.Run, network: tha.Student | tha.FaceMorpher, asked: Lessons) -> None:
-    """Record MEASURES of a student in other poses, and of its character at rest."""
-    still = asked.character.expand_as(asked.final)
-    record_each(run, {"student": pictures(network, asked.pose), "copy": shown(still)}, shown(asked.final), PROTOCOL)
+def measure(run: runs.Run, network: tha.Student | tha.FaceMorpher, asked: Lessons, given: Lessons) -> None:
+    """Record MEASURES of a student in poses other than those given, of the nearest of these, and of rest."""
+    drawn = {"student": pictures(network, asked.pose), "nearest": shown(given.final[nearest(asked.pose, given.pose)])}
+    drawn["copy"] = shown(asked.character[None]).repeat(len(asked), 0)
+    corner, side = (network.corner, network.face.size) if isinstance(network, tha.Student) else face_place(given)
+    values = record_each(run, drawn, asked.final, PROTOCOL, (*corner, side))
+    write_json(run.path / runs.VALUES, values)
+    parts = (network.face, network.body) if isinstance(network, tha.Student) else (network,)
+    run.record("parameters", sum(x.numel() for part in parts for x in part.parameters()))
+    with FlopCounterMode(display=False) as counter:
+        pictures(network, asked.pose[:1])
+    run.record("flops", counter.get_total_flops())
 
 
-def record_each(run: runs.Run, made: dict[str, np.ndarray], truth: np.ndarray, protocol: str) -> None:
-    """Record MEASURES of pictures ``(n, h, w, 3)``, label ``method``; n: pictures."""
+def nearest(asked: Tensor, given: Tensor) -> Tensor:
+    """Which of poses ``(n, 45)`` is least far from each of poses ``(m, 45)``: ``(m,)``."""
+    return torch.cdist(asked.double(), given.double()).argmin(1)
+
+
+def record_each(
+    run: runs.Run, made: dict[str, np.ndarray], final: Tensor, protocol: str, face: tuple[int, int, int] | None = None
+) -> dict[str, dict[str, list[float]]]:
+    """Record MEASURES of pictures ``(n, h, w, 3)`` of a truth ``(n, 4, h, w)``, label ``method``; returns each one's.
+
+    face: top, left and side of a face's square, for the measures of that.
+    """
+    truth, mask = shown(final)[:, None], (final[:, 3] > 0).numpy()[:, None]  # alpha: more than a half of 255
+    square = np.zeros_like(mask)
+    if face:
+        top, left, side = face
+        square[..., top : top + side, left : left + side] = True
+    values = {}
     for method, frames in made.items():
-        values = metrics.evaluate(frames[:, None], truth[:, None])
-        for name in MEASURES:
-            run.record(name, *metrics.bootstrap(values[name]), protocol, method=method)
+        found = metrics.evaluate(frames[:, None], truth, mask)
+        if face:
+            found["psnr_face"] = metrics.psnr(frames[:, None], truth, mask & square)
+        values[method] = {name: np.asarray(found[name]).tolist() for name in MEASURES if name in found}
+        for name, each in values[method].items():
+            run.record(name, *metrics.bootstrap(each), protocol, method=method)
+    return values
 
 
 def pictures(network: tha.Student | tha.FaceMorpher, poses: Tensor) -> np.ndarray:
@@ -202,11 +288,11 @@ def load(run: runs.Run) -> tha.Student | tha.FaceMorpher:
     tensors = {name: tensor.float() for name, tensor in tensors.items()}
     architecture = run.config.get("architecture", ARCHITECTURES[0])
     if architecture == ARCHITECTURES[2]:
-        network = _painter(recipe)
+        network = painter(recipe)
         network.load_state_dict(tensors)
         return network.eval().requires_grad_(False)
     top, left, size = tensors.pop("place").int().tolist()
-    drawn = tha.Student(tensors.pop("character"), *_parts(recipe, architecture, size), (top, left))
+    drawn = tha.Student(tensors.pop("character"), *parts(recipe, architecture, size), (top, left))
     for name in ("face", "body"):
         part = {key.partition(".")[2]: tensor for key, tensor in tensors.items() if key.startswith(name)}
         getattr(drawn, name).load_state_dict(part)
@@ -234,24 +320,25 @@ def recipe_of(recipe: str | Recipe) -> Recipe:
     return RECIPES[recipe]
 
 
-def _untrained(given: Lessons, recipe: Recipe, architecture: str) -> tha.Student | tha.FaceMorpher:
-    torch.manual_seed(0)
+def _untrained(given: Lessons, recipe: Recipe, architecture: str, seed: int = 0) -> tha.Student | tha.FaceMorpher:
+    torch.manual_seed(seed)
     if architecture == ARCHITECTURES[2]:
-        return _painter(recipe)
+        return painter(recipe)
     corner, size = face_place(given)
-    return tha.Student(given.character, *_parts(recipe, architecture, size), corner)
+    return tha.Student(given.character, *parts(recipe, architecture, size), corner)
 
 
-def _parts(recipe: Recipe, architecture: str, size: int) -> tuple[tha.FaceMorpher, tha.BodyMorpher]:
+def parts(recipe: Recipe, architecture: str, size: int) -> tuple[tha.FaceMorpher, tha.BodyMorpher]:
+    """Untrained networks, the face's pictures of a ``size``."""
     flat = tuple(width for level in recipe.widths for width in level)
     widths = recipe.widths if architecture == ARCHITECTURES[0] else (flat,)
     return tha.FaceMorpher(*recipe.face, size), tha.BodyMorpher(widths, recipe.size)
 
 
-def _painter(recipe: Recipe) -> tha.FaceMorpher:
+def painter(recipe: Recipe) -> tha.FaceMorpher:
     """Nine sine layers, as wide as gives them the numbers of the student's body."""
     numbers = sum(p.numel() for p in tha.BodyMorpher(recipe.widths, recipe.size).parameters())
-    width = round((numbers / 8 + 9) ** 0.5 - 3)  # 8 w² + 51 w + 4 = numbers, nearly
+    width = round(((numbers - 4) / 8 + 3.75**2) ** 0.5 - 3.75)  # 8 w² + 60 w + 4 = numbers
     return tha.FaceMorpher(width, 9, recipe.size, len(POSE))
 
 

@@ -1,8 +1,8 @@
 """Talking Head Anime 4's tables on the studio's faces, its reported rows beside: what notebooks 80 and 81 show.
 
-Tables 2 and 3 compare designs of the teacher (:mod:`rainlab.measure.rotators`), 4, 6 and 7 students
-(:mod:`rainlab.measure.students`), 5 is speed (:mod:`rainlab.measure.student_speed`). Table 8 stands here: the same
-characters in the same motion by all systems, RAIN and AnimateAnyone among them.
+Table 2 compares designs of the teacher (:mod:`rainlab.measure.rotators`), 4, 6 and 7 students
+(:mod:`rainlab.measure.students`), 3 and 5 are speed (:mod:`rainlab.measure.student_speed`). Table 8 stands here: the
+same characters in the same motion by all systems, RAIN and AnimateAnyone among them.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from rainlab.config import Preset, identity
 from rainlab.data import landmarks
 from rainlab.data.studio import face
 from rainlab.measure import evaluate, metrics, morphing, reported, rotators, students, tables
-from rainlab.method.checkpoint import read_tensors
-from rainlab.training import stages, weights
+from rainlab.training import stages
 
 VERSION = 1
 PROTOCOL = "talking-heads-1"
@@ -46,10 +45,11 @@ def compare(
 ) -> runs.Run:
     """The run of Table 8: held-out characters in motions of their own, by all METHODS.
 
-    Inside the true foreground, at 64×64, since some paint a backdrop and some paint none. THA3 and the design of
-    section 3.1 get the true face and only turn it; a student learned its character; the others get one picture and the
-    character's own dots. Metrics MEASURES, label ``method``; "face": inside the square in which a face moves, too. n:
-    characters.
+    Inside the true foreground, at 64×64, since some paint a backdrop and some paint none: all else is white in both
+    pictures. The first frame is left out, which is the picture that is given. THA3 and the design of section 3.1 get
+    the true face and only turn it, means over their trainings; a student learned its character; the others get one
+    picture and the character's own dots. Metrics MEASURES, label ``method``; "face": inside the square in which a face
+    moves, too. n: characters; and of each, label ``character``. Characters as few as these have no honest interval.
 
     ``record``: as in :func:`rainlab.measure.evaluate.measure`; it trains what is not trained.
     """
@@ -57,18 +57,21 @@ def compare(
     config |= {"frames": frames} | morphing.VERSIONS
     animate = evaluate.trained_as(preset, "animate_anyone")
     inputs = {f"student {number}": students.student_id(number, recipe) for number in characters}
-    inputs |= {design: rotators.rotator_id(design, 0, rotator) for design in rotators.DESIGNS}
+    inputs |= {
+        f"{design}, seed {seed}": rotators.rotator_id(design, seed, rotator)
+        for design in rotators.DESIGNS for seed in rotators.SEEDS
+    }  # fmt: skip
     inputs |= {"rain": stages.run_id(preset, "distill3d"), "animate_anyone": stages.run_id(animate, "stage2")}
 
     def make(run: runs.Run) -> None:
         stages.finished(animate, "stage2", evaluate.device())
-        found: dict[tuple[str, str], list[float]] = {}
-        for number in characters:
-            for method, values in _values(preset, recipe, rotator, number, frames).items():
-                for name in MEASURES:
-                    found.setdefault((method, name), []).append(values[name])
-        for (method, name), values in found.items():
-            run.record(name, *metrics.bootstrap(values), PROTOCOL, method=method)
+        each = {number: _values(preset, recipe, rotator, number, frames) for number in characters}
+        for method in METHODS:
+            for name in MEASURES:
+                values = [each[number][method][name] for number in characters]
+                run.record(name, float(np.mean(values)), None, None, len(values), PROTOCOL, method=method)
+                for number, value in zip(characters, values, strict=True):
+                    run.record(name, value, None, None, 1, PROTOCOL, method=method, character=number)
 
     return runs.made(make, record, preset.name, "talking_heads", config, VERSION, inputs)
 
@@ -78,7 +81,7 @@ def films(
 ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Method -> (what it makes, the truth as it is shown there), uint8 ``(f, h, w, 3)``; "mask": twice the foreground.
 
-    A student is trained if it is not there, so are the rotators.
+    Of a rotator what each training makes, ``(trainings, f, h, w, 3)``. What is not trained is trained.
     """
     who, _, pose = morphing.cast(number, frames)
     size = preset.data.size
@@ -97,11 +100,11 @@ def films(
     made["student"] = students.pictures(network, own.pose), students.shown(own.final)
     given = own if chosen.size == rotator.size else tha_distill.studio_lessons(who, pose[0], rotator.size)
     for design in rotators.DESIGNS:
-        run = rotators.rotator(design, 0, rotator, record=True)
-        turning = rotators.build(design, rotator).eval().requires_grad_(False)
-        turning.load_state_dict(read_tensors(weights.weights_file(run.id))[0])
-        turned = rotators.turn_all(turning, given.faced, given.pose)
-        made[design] = students.shown(turned), students.shown(given.final)
+        each = []
+        for seed in rotators.SEEDS:
+            turning = rotators.load(rotators.rotator(design, seed, rotator, record=True), rotator)
+            each.append(students.shown(rotators.turn_all(turning, given.faced, given.pose)))
+        made[design] = np.stack(each), students.shown(given.final)
     mask = clip.mask[0].numpy()
     return {method: made[method] for method in METHODS} | {"mask": (mask, mask)}
 
@@ -119,53 +122,78 @@ def _values(*given) -> dict[str, dict[str, float]]:
     square[:, low[0] : high[0], low[1] : high[1]] = True
     values: dict[str, dict[str, float]] = {}
     for method, pair in made.items():
-        ours, theirs = (_small(x[None]) for x in pair)
-        inside = {"fg": _small(mask[None]), "face": _small((mask & square)[None])}
+        ours, theirs = pair if pair[0].ndim == 5 else (pair[0][None], pair[1])
+        ours = _small(ours[:, 1:])
+        theirs = _small(theirs[None, 1:]).expand_as(ours)
+        inside = {"fg": _small(mask[None, 1:]), "face": _small((mask & square)[None, 1:])}
+        outside = ~inside["fg"][..., None]
+        ours, theirs = (x.masked_fill(outside, 1.0) for x in (ours, theirs))
         for part, where in inside.items():
             for name, function in (("psnr", metrics.psnr), ("ssim", metrics.ssim)):
-                values.setdefault(method, {})[f"{name}_{part}"] = float(function(ours, theirs, where)[0])
+                found = function(ours, theirs, where.expand(ours.shape[:-1]))
+                values.setdefault(method, {})[f"{name}_{part}"] = float(found.mean())
     return values
 
 
-def _small(x: np.ndarray):
-    return metrics.smaller(x, SIZE) if x.shape[2:4] != SIZE else torch.from_numpy(x)
+def _small(x: np.ndarray) -> torch.Tensor:
+    """At SIZE, a mask or float colours in [0, 1]."""
+    return metrics.smaller(x, SIZE)
 
 
 # -- tables ----------------------------------------------------------------------------------------------------------
 
 
-def table2(runs_of: dict[str, list[runs.Run]]) -> tables.Table:
-    """Designs of the rotator, each training a row; ``runs_of``: :func:`rainlab.measure.rotators.compare`."""
-    shown = ("psnr", "ssim", "sharpness_error")
-    ours = [
-        tables.measured(f"{design}, seed {seed}", _of(run, "rotator"), shown)
-        for design, each in runs_of.items() for seed, run in enumerate(each)
-    ]  # fmt: skip
-    still = next(iter(runs_of.values()))[0]
-    return _table("table2", [*ours, tables.measured("not turned", _of(still, "copy"), shown)], shown)
+def table2(run: runs.Run) -> tables.Table:
+    """Designs of the rotator, of a run of :func:`rainlab.measure.rotators.compare`."""
+    labels = {design: design for design in rotators.DESIGNS} | {"copy": "not turned"}
+    ours = [tables.measured(label, _of(run, method), rotators.MEASURES) for method, label in labels.items()]
+    return _table("table2", ours, rotators.MEASURES)
 
 
 def table_of_students(name: str, found: dict[str, runs.Run]) -> tables.Table:
-    """Tables 4, 6 and 7: label -> run of :func:`rainlab.measure.students.student`; below them the character at rest."""
+    """Tables 4, 6 and 7: label -> run of :func:`rainlab.measure.students.student`; below, what they have to beat."""
     shown = students.MEASURES
     ours = [tables.measured(label, _of(run, "student"), shown) for label, run in found.items()]
-    still = {run.config["character"]: run for run in found.values()}
-    for number, run in still.items():
-        ours.append(tables.measured(f"character {number} at rest", _of(run, "copy"), shown))
+    for number, run in {run.config["character"]: run for run in found.values()}.items():
+        for method, label in (("nearest", "nearest lesson"), ("copy", "at rest")):
+            ours.append(tables.measured(f"character {number}: {label}", _of(run, method), shown))
     return _table(name, ours, shown)
 
 
 def table8(run: runs.Run) -> tables.Table:
-    """All systems, of a run of :func:`compare`."""
-    ours = [tables.measured(label, _of(run, method), MEASURES) for method, label in METHODS.items()]
-    return _table("table8", ours, MEASURES)
+    """All systems, of a run of :func:`compare`: means over characters, and the PSNR of each."""
+    ours = []
+    for method, label in METHODS.items():
+        rows = _of(run, method)
+        each = {
+            f"character {row['character']}": f"{row['value']:.2f}"
+            for row in rows if row["metric"] == "psnr_fg" and "character" in row
+        }  # fmt: skip
+        ours.append(tables.measured(label, [row for row in rows if "character" not in row], MEASURES) | each)
+    return _table("table8", ours, MEASURES, [f"character {number}" for number in run.config["characters"]])
+
+
+def table_of_speed(run: runs.Run) -> tables.Table:
+    """Tables 3 and 5, of a run of :func:`rainlab.measure.student_speed.speed`: milliseconds a frame."""
+    columns = dict(zip(("RTX A6000", "Titan RTX", "GTX 1080 Ti"), range(3), strict=True))
+    rows = [
+        {"method": method, "source": "reported, Tables 3 and 5"}
+        | {card: f"{times[i]:g}" for card, i in columns.items()}
+        for method, times in reported.THA4_SPEED.items()
+    ]
+    here = f"CPU, {run.config['threads']} threads"
+    for row in run.metrics():
+        if row["metric"] == "frames_per_second":
+            found = {"method": row["contender"], "source": "measured here", here: f"{1000 / row['value']:.0f}"}
+            rows.append(found | {"n": str(row["n"])})
+    return tables.frame(rows, dict.fromkeys([*columns, here]))
 
 
 def _of(run: runs.Run, method: str) -> list[dict]:
     return [row for row in run.metrics() if row.get("method") == method]
 
 
-def _table(name: str, ours: list[dict[str, str]], shown: Sequence[str]) -> tables.Table:
+def _table(name: str, ours: list[dict[str, str]], shown: Sequence[str], more: Sequence[str] = ()) -> tables.Table:
     columns = dict(zip(("PSNR ↑", "SSIM ↑", "LPIPS ↓"), range(3), strict=True))
     rows = [
         {"method": method, "source": f"reported, Table {name[-1]}"}
@@ -173,4 +201,4 @@ def _table(name: str, ours: list[dict[str, str]], shown: Sequence[str]) -> table
         for method, numbers in reported.THA4[name].items()
     ]
     found = [tables.COLUMNS[metric][0] for metric in shown]
-    return tables.frame([*rows, *ours], dict.fromkeys([*columns, *found]))
+    return tables.frame([*rows, *ours], dict.fromkeys([*columns, *found, *more]))
