@@ -37,11 +37,13 @@ from rainlab.measure import (
     memory,
     morphing,
     openings,
+    reference_designs,
     styling,
     systems,
     zero_shot,
 )
 from rainlab.method import pretrained
+from rainlab.method.designs import DESIGNS
 from rainlab.training import stages, weights
 
 SHOWN = "small"  # the preset of README, notebooks and tables: its weights and numbers come with the repository
@@ -258,6 +260,7 @@ def final(preset: Preset) -> set[str]:
             found += [made, stages.recorded(variant, "stage2"), evaluate.measure(variant, "rain")]
     found += zero_shot.there(preset).values()
     found.append(stages.recorded(evaluate.trained_as(preset, "animate_anyone"), "stage2"))
+    found += reference_designs.behind(preset)
     for change in evaluate.FURTHER.values():
         variant = override(preset, change)
         found += [runs.existing(evaluate.measure, variant, "rain"), stages.recorded(variant, "distill3d")]
@@ -270,13 +273,15 @@ def final(preset: Preset) -> set[str]:
 def needed(preset: Preset) -> dict[str, set[str]]:
     """Run of a training whose weights come with the repository -> names that its file leaves out.
 
-    All stages of the presets behind the tables, and AnimateAnyone's where it is trained; of OTHERS what a stream takes,
-    no weights that a later stage replaces.
+    All stages of the presets behind the tables, AnimateAnyone's and the first training of each of its designs where
+    they are trained; of OTHERS what a stream takes, no weights that a later stage replaces.
     """
     ids = {stage: stages.run_id(preset, stage) for stage in stages.STAGES}
     if preset.name not in OTHERS:
-        beside = stages.recorded(evaluate.trained_as(preset, "animate_anyone"), "stage2")
-        return dict.fromkeys([*ids.values(), *([beside.id] if beside else [])], set())
+        beside = [stages.recorded(evaluate.trained_as(preset, "animate_anyone"), "stage2")]
+        if reference_designs.behind(preset):  # whose pictures are shown
+            beside += [stages.recorded(reference_designs.variant(preset, name), "stage1") for name in DESIGNS]
+        return dict.fromkeys([*ids.values(), *(run.id for run in beside if run)], set())
     found, later = {}, set()
     for id in reversed(ids.values()):
         with suppress(FileNotFoundError):  # not shipped, so not needed

@@ -1,11 +1,13 @@
 """AnimateAnyone's Table 3 in the harness: equal arithmetic, the same frames, and every number from them."""
 
+from functools import partial
+
 import micro
 import numpy as np
 import pytest
 
 from rainlab.config import override
-from rainlab.measure import count, metrics
+from rainlab.measure import count, metrics, tables
 from rainlab.measure import reference_designs as designs
 from rainlab.method.designs import DESIGNS
 from rainlab.training import stages
@@ -46,6 +48,14 @@ def test_designs_are_compared_on_the_same_frames(monkeypatch, tmp_path):
     change = run.value("psnr_change", design="clip")["value"]
     assert change == pytest.approx(np.mean([by_hand["clip", s] - by_hand["reference", s] for s in (0, 1)]))
     assert designs.compare(CONFIG, seeds=(0, 1)).id == run.id
+    monkeypatch.setattr(designs, "compare", partial(designs.compare, seeds=(0, 1)))
+    table = tables.designs(CONFIG).set_index("method")
+    assert len(table) == 2 * len(DESIGNS) - 1 and table.loc["ControlNet", "n"] == "2 × 16"
+    row = run.value("psnr_change", design="clip")
+    assert table.loc["image encoder, against reference network", "PSNR ↑"] == tables.cell(row, 2)
+    assert table.loc["image encoder", "PSNR ↑"] == tables.cell(run.value("psnr", design="clip"), 2)
+    behind = {one.name for one in designs.behind(CONFIG)}
+    assert behind == {"designs", "design", "stage1"} and len(designs.behind(CONFIG)) == 1 + 2 * 8
     assert designs.compare(CONFIG, seeds=(0,), record=True).inputs.items() <= run.inputs.items()
     with pytest.raises(FileNotFoundError, match="nothing recorded"):
         designs.compare(CONFIG, seeds=(0, 2))

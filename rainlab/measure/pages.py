@@ -11,7 +11,18 @@ from typing import Any
 from rainlab import runs
 from rainlab.config import Preset
 from rainlab.files import atomic_path
-from rainlab.measure import ablations, bench, evaluate, latency, protocols, reported, systems, tables, zero_shot
+from rainlab.measure import (
+    ablations,
+    bench,
+    evaluate,
+    latency,
+    protocols,
+    reference_designs,
+    reported,
+    systems,
+    tables,
+    zero_shot,
+)
 from rainlab.measure.tables import Table
 from rainlab.training import stages, weights
 
@@ -34,6 +45,11 @@ CENTRAL = (
 WITHOUT = (
     "Held-out characters driven by somebody else, smaller and to one side; the truth is the character itself in that "
     "motion (notebook 71_pose_animate). Consistency: ID-studio of neighbouring frames; mask IoU: at the latents' size."
+)
+DESIGNS = (
+    "AnimateAnyone's Table 3: each design is trained through stage 1 with three seeds for the same arithmetic, and "
+    "draws each frame for itself by 20 guided DDIM steps. Mean over trainings and clips, 95 % interval of both drawn "
+    "anew; n: trainings × clips."
 )
 SYSTEMS = (
     "Random weights, clips of a window's length, interleaved rounds on two threads: medians [quartiles]. Memory: the "
@@ -77,6 +93,8 @@ def results(preset: Preset, ablated: Preset, others: Sequence[Preset] = ()) -> s
             break
     if zero_shot.there(preset):
         parts += ["## PoseAnimate without its modules", WITHOUT, _markdown(tables.without_modules(preset))]
+    if runs.existing(reference_designs.compare, ablated):
+        parts += [f"## Ways to show the reference, preset {ablated.name}", DESIGNS, _markdown(tables.designs(ablated))]
     if runs.existing(systems.compare, preset):
         parts += ["## Three systems, speed and memory", SYSTEMS, _markdown(tables.three_systems(preset))]
     if runs.existing(ablations.grid, ablated):

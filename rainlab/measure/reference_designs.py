@@ -100,6 +100,14 @@ def compare(preset: Preset, seeds: Sequence[int] = SEEDS, record: bool = False) 
     return runs.made(make, record, preset.name, "designs", config, VERSION, inputs)
 
 
+def behind(preset: Preset) -> list[runs.Run]:
+    """The runs behind :func:`compare`, and it, where it is recorded: trainings and what was measured of them."""
+    if not (compared := runs.existing(compare, preset)):
+        return []
+    each = [runs.get(id) for id in compared.inputs.values()]
+    return [compared, *each, *(runs.get(run.inputs["model"]) for run in each)]
+
+
 def images(preset: Preset, held: evaluate.HeldOut) -> np.ndarray:
     """Frames of a training, each drawn for itself by guided DDIM, uint8 like ``held.frames``."""
     model, parts = stages.trained(preset, "stage1", evaluate.device()), range(0, len(held.reference), TOGETHER)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rainlab.config import Preset
-from rainlab.measure import ablations, bench, evaluate, latency, reported, systems, zero_shot
+from rainlab.measure import ablations, bench, evaluate, latency, reference_designs, reported, systems, zero_shot
 from rainlab.training import stages
 
 Table = Any  # a pandas DataFrame of text; pandas is imported where it is needed
@@ -222,6 +222,19 @@ def without_modules(preset: Preset) -> Table:
     found = zero_shot.there(preset)
     rows = [measured(method, run.metrics(), zero_shot.MEASURES) for method, run in found.items()]
     return frame(rows, tuple(COLUMNS[metric][0] for metric in zero_shot.MEASURES))
+
+
+def designs(preset: Preset, record: bool = False) -> Table:
+    """Ways to show the reference (AnimateAnyone's Table 3), below them how each differs from the reference network."""
+    run, shown = reference_designs.compare(preset, record=record), reference_designs.MEASURES
+    n, rows = f"{len(run.config['seeds'])} × {reference_designs.CLIPS}", []
+    for ending, words in (("", "{}"), ("_change", "{}, against reference network")):
+        for design, label in reference_designs.DESIGNS.items():
+            called = {metric + ending: metric for metric in shown}
+            found = [row for row in run.metrics() if row["design"] == design and row["metric"] in called]
+            if own := [row | {"metric": called[row["metric"]]} for row in found]:
+                rows.append(measured(words.format(label), own, shown) | {"n": n})
+    return frame(rows, tuple(COLUMNS[metric][0] for metric in shown))
 
 
 def three_systems(preset: Preset) -> Table:
