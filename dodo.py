@@ -40,6 +40,7 @@ from rainlab.measure import (
     reference_designs,
     styling,
     systems,
+    talking_heads,
     zero_shot,
 )
 from rainlab.method import pretrained
@@ -49,7 +50,10 @@ from rainlab.training import stages, weights
 SHOWN = "small"  # the preset of README, notebooks and tables: its weights and numbers come with the repository
 ABLATED = "tiny"  # the preset of Table 3: it takes a training for each row
 # presets of the paper's other tasks: the notebook that trains and measures each, and the runs behind it
-OTHERS = {"face": ("60_face_morphing", morphing.behind), "street": ("61_style_transfer", styling.behind)}
+OTHERS = {
+    "face": ("60_face_morphing", lambda preset: morphing.behind(preset) + talking_heads.behind(preset)),
+    "street": ("61_style_transfer", styling.behind),
+}
 PRESET = get_var("preset", SHOWN)
 RECORDING = get_var("record", "no" if PRESET == SHOWN else "yes")
 EVERYTHING = get_var("full", "no") == "yes"
@@ -60,7 +64,7 @@ CODE = [str(path) for path in sorted((ROOT / "rainlab").rglob("*.py"))]
 FULL = make_preset(PRESET)
 # runs of no preset that pages refer to
 ALONE = ("studio", "data_prep", "soak", "engine", "features", "fvd_null", "paper_scale", "plan", "plan_check",
-         "calibration", "openings", "talking_head")
+         "calibration", "openings", "talking_head", "student_speed")
 K8, CAUSAL = (override(FULL, change) for change in list(evaluate.ABLATIONS.values())[1:])
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -131,6 +135,11 @@ if EVERYTHING:
     MEASUREMENTS["pose_animate"] = Job("71_pose_animate", RECORD, ("animate_anyone",), threads=2)
 if PRESET in OTHERS:
     TRAININGS = MEASUREMENTS = {"task": Job(OTHERS[PRESET][0], RECORD, threads=2)}  # it trains and measures
+    if EVERYTHING and PRESET == "face":  # students of its faces, and its model beside them
+        MEASUREMENTS = TRAININGS | {
+            "students": Job("80_tha_students", {"record": True}, ("task",)),
+            "distillation": Job("81_tha_distillation", RECORD, ("students",)),
+        }
 if RECORDING == "measured":  # on weights that are there
     kept = {name: job for name, job in MEASUREMENTS.items() if name != "ablations" or PRESET == ABLATED}
     MEASUREMENTS = {name: replace(job, after=tuple(x for x in job.after if x in kept)) for name, job in kept.items()}
@@ -274,7 +283,7 @@ def needed(preset: Preset) -> dict[str, set[str]]:
     """Run of a training whose weights come with the repository -> names that its file leaves out.
 
     All stages of the presets behind the tables, AnimateAnyone's and the first training of each of its designs where
-    they are trained; of OTHERS what a stream takes, no weights that a later stage replaces.
+    they are trained; of OTHERS what a stream takes, no weights that a later stage replaces, and a student.
     """
     ids = {stage: stages.run_id(preset, stage) for stage in stages.STAGES}
     if preset.name not in OTHERS:
@@ -283,6 +292,8 @@ def needed(preset: Preset) -> dict[str, set[str]]:
             beside += [stages.recorded(reference_designs.variant(preset, name), "stage1") for name in DESIGNS]
         return dict.fromkeys([*ids.values(), *(run.id for run in beside if run)], set())
     found, later = {}, set()
+    if preset.name == "face":  # whose faces the students have: one to look at
+        found = {run.id: set() for run in talking_heads.behind(preset)[:1] if run.name == "student"}
     for id in reversed(ids.values()):
         with suppress(FileNotFoundError):  # not shipped, so not needed
             if (names := set(weights.weights_of(id))) - later:

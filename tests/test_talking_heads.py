@@ -87,6 +87,16 @@ def test_tables_of_students_and_designs():
     assert table.loc[4, "PSNR ↑"].startswith(f"{value:.2f} [")
     table = talking_heads.table_of_students("table6", {"Vanilla SIREN": found["character 0"]})
     assert table.loc[0, ["PSNR ↑", "SSIM ↑"]].tolist() == ["38.259", "–"]
+    compared, _ = students.compare("architectures", 0, STUDENT, record=True)
+    table = talking_heads.differences(compared)
+    assert [*table["method"]] == [f"{name} − Section 4.1" for name in students.ARCHITECTURES[1:]]
+    row = compared.value("psnr_fg_change", student="Vanilla SIREN")
+    assert table.loc[1, "PSNR fg ↑"].startswith(f"{row['value']:.2f} [") and table.loc[1, "n"] == str(STUDENT.tests)
+    shown = talking_heads.recorded(CONFIG, STUDENT)
+    assert {title.partition(":")[0] for title in shown} == {"Table 4", "Table 6"}
+    assert shown["Table 6: paired differences, n poses"].equals(talking_heads.differences(compared))
+    behind = {run.id for run in talking_heads.behind(CONFIG, STUDENT)}
+    assert behind == {compared.id, *(run.id for run in found.values()), *compared.inputs.values()}
     designs = rotators.compare((0,), ROTATOR, record=True)
     table = talking_heads.table2(designs)
     assert [*table["method"]] == [*rotators.DESIGNS, *rotators.DESIGNS, "not turned"]

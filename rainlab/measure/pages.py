@@ -21,6 +21,7 @@ from rainlab.measure import (
     reported,
     systems,
     tables,
+    talking_heads,
     zero_shot,
 )
 from rainlab.measure.tables import Table
@@ -50,6 +51,12 @@ DESIGNS = (
     "AnimateAnyone's Table 3: each design is trained through stage 1 with three seeds for the same arithmetic, and "
     "draws each frame for itself by 20 guided DDIM steps. Mean over trainings and clips, 95 % interval of both drawn "
     "anew; n: trainings × clips."
+)
+HEADS = (
+    "Its tables on the studio's faces (notebooks 80_tha_students, 81_tha_distillation), beside its reported rows, of "
+    "512×512. Students learn one character and are asked for poses that no lesson shows; n: poses. Rotators turn "
+    "characters that they never saw; mean over three trainings and n characters. Table 8: at 64×64, n characters, no "
+    "interval. fg: inside the true foreground; face: of that, inside the square in which a face moves."
 )
 SYSTEMS = (
     "Random weights, clips of a window's length, interleaved rounds on two threads: medians [quartiles]. Memory: the "
@@ -107,6 +114,10 @@ def results(preset: Preset, ablated: Preset, others: Sequence[Preset] = ()) -> s
     parts += [tables.verdict(preset, "rain", other) for other in ("undistilled", "flat")]
     for other in others:
         parts += [f"## Preset `{other.name}`", _clips(other), _measured(evaluate.there(other, evaluate.OF_TASKS))]
+    for other in others:
+        if other.data.source == "faces" and (found := talking_heads.recorded(other)):
+            parts += ["## Talking Head Anime 4", HEADS]
+            parts += [text for title, table in found.items() for text in (f"### {title}", _markdown(table))]
     parts += ["## Where a number is from", ORIGINS, _rows(origins(preset, ablated, others))]
     digests = [{"protocol": name, "code": f"`rainlab/measure/{modules[0]}.py`", "digest": protocols.DIGESTS[name]}
                for name, modules in protocols.MODULES.items()]  # fmt: skip

@@ -24,7 +24,7 @@ from rainlab.baselines.tha_teacher import TURN, Coder, Turned, UNet, move, turne
 from rainlab.data.studio import body, face
 from rainlab.files import write_json
 from rainlab.measure import ablations, features, students
-from rainlab.method.checkpoint import read_tensors, write_tensors
+from rainlab.method.checkpoint import write_tensors
 from rainlab.training import weights
 
 VERSION = 1
@@ -160,7 +160,7 @@ def pictures(split: str, count: int, recipe: Recipe) -> tuple[Tensor, Turns]:
 def load(run: runs.Run, recipe: Recipe) -> nn.Module:
     """The network of a run of :func:`rotator`. FileNotFoundError if its weights are not there."""
     network = build(run.config["design"], recipe).eval().requires_grad_(False)
-    network.load_state_dict(read_tensors(weights.weights_file(run.id))[0])
+    network.load_state_dict(weights.weights_of(run.id))
     return network
 
 

@@ -26,7 +26,7 @@ from rainlab.data.studio import body, face
 from rainlab.data.studio.expression import POSE
 from rainlab.files import digest, write_json
 from rainlab.measure import evaluate, metrics
-from rainlab.method.checkpoint import read_tensors, write_tensors
+from rainlab.method.checkpoint import write_tensors
 from rainlab.training import weights
 
 VERSION = 1
@@ -152,7 +152,7 @@ def compare(
                 run.record(f"{metric}_change", *metrics.paired(ours, theirs), PROTOCOL, student=label)
 
     inputs = {label: run.id for label, run in found.items()}
-    return runs.made(make, record, None, "students", {"which": which}, VERSION, inputs), found
+    return runs.made(make, record, None, "students", {"which": which, "base": base}, VERSION, inputs), found
 
 
 def _train(
@@ -284,8 +284,7 @@ def phases_of(model: str) -> list[tuple[float, Sequence[float]]]:
 def load(run: runs.Run) -> tha.Student | tha.FaceMorpher:
     """The networks of a run of :func:`student`. FileNotFoundError if its weights are not there."""
     recipe = Recipe(**run.config["recipe"])
-    tensors, _ = read_tensors(weights.weights_file(run.id))
-    tensors = {name: tensor.float() for name, tensor in tensors.items()}
+    tensors = weights.weights_of(run.id)
     architecture = run.config.get("architecture", ARCHITECTURES[0])
     if architecture == ARCHITECTURES[2]:
         network = painter(recipe)

@@ -8,6 +8,7 @@ same characters in the same motion by all systems, RAIN and AnimateAnyone among 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -158,6 +159,47 @@ def table_of_students(name: str, found: dict[str, runs.Run]) -> tables.Table:
         for method, label in (("nearest", "nearest lesson"), ("copy", "at rest")):
             ours.append(tables.measured(f"character {number}: {label}", _of(run, method), shown))
     return _table(name, ours, shown)
+
+
+def differences(run: runs.Run) -> tables.Table:
+    """How students differ from the one as published, of a run of :func:`rainlab.measure.students.compare`."""
+    rows = []
+    for label in dict.fromkeys(row["student"] for row in run.metrics()):
+        own = [
+            row | {"metric": row["metric"].removesuffix("_change")} for row in run.metrics() if row["student"] == label
+        ]
+        rows.append(tables.measured(f"{label} − {run.config['base']}", own, students.MEASURES))
+    return tables.frame(rows, [tables.COLUMNS[metric][0] for metric in students.MEASURES])
+
+
+def recorded(preset: Preset, recipe: str = "tiny") -> dict[str, tables.Table]:
+    """Title -> table, of all that is recorded; ``preset``: of Table 8."""
+    found = {}
+    if run := runs.existing(rotators.compare):
+        found["Table 2: designs of the teacher's rotator"] = table2(run)
+    if run := runs.find("student_speed"):
+        found["Tables 3, 5: milliseconds a frame at 512×512, medians of n rounds"] = table_of_speed(run)
+    each = {f"character {n}": runs.existing(students.student, n, recipe) for n in CHARACTERS}
+    if each := {label: run for label, run in each.items() if run}:
+        found["Table 4: students"] = table_of_students("table4", each)
+    for number, which in ((6, "architectures"), (7, "models")):
+        if both := runs.existing(partial(students.compare, which, recipe=recipe)):
+            run, ours = both
+            found[f"Table {number}: {which} of a student"] = table_of_students(f"table{number}", ours)
+            found[f"Table {number}: paired differences, n poses"] = differences(run)
+    if run := runs.existing(compare, preset, recipe):
+        found["Table 8: all systems"] = table8(run)
+    return found
+
+
+def behind(preset: Preset, recipe: str = "tiny") -> list[runs.Run]:
+    """The runs behind notebooks `80_tha_students` and `81_tha_distillation`, those that are made."""
+    made = [partial(students.student, number, recipe) for number in CHARACTERS]
+    made += [lambda which=which: students.compare(which, recipe=recipe)[0] for which in students.COMPARED]
+    made += [rotators.compare, partial(compare, preset, recipe)]
+    found = [run for each in made if (run := runs.existing(each))]
+    learned = {id for run in found for id in run.inputs.values() if id.startswith(("student-", "rotator-"))}
+    return found + [runs.get(id) for id in sorted(learned)]
 
 
 def table8(run: runs.Run) -> tables.Table:
