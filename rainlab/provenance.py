@@ -34,10 +34,14 @@ def versions() -> dict[str, str | None]:
 
 
 def hardware(project: Path) -> dict[str, str | int | None]:
-    """What the code runs on, continued: processor, cores, threads, GPU. `project`: folder to start commands in."""
+    """What the code runs on, continued: processor, cores, threads, GPU. `project`: folder to start commands in.
+
+    ``instructions``: the widest that torch computes with, such as AVX2; processors of one name differ in them.
+    """
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(project),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "cores": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name(0) if torch.cuda.is_available() else None,

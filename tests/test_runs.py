@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -234,7 +235,8 @@ def test_provenance_names_no_place_user_or_host():
     assert provenance["run"].startswith("eval-") and provenance["date"].endswith("+00:00")
     assert set(provenance) == {"run", "date", "seconds", "commit", "dirty", "versions", "hardware"}
     assert set(provenance["versions"]) == {"rainlab", "python", "torch", "numpy", "cuda"}
-    assert set(provenance["hardware"]) == {"system", "cpu", "cores", "torch_threads", "gpu"}
+    assert set(provenance["hardware"]) == {"system", "cpu", "instructions", "cores", "torch_threads", "gpu"}
+    assert provenance["hardware"]["instructions"] == torch.backends.cpu.get_cpu_capability()
     for private in (str(Path.home()), str(Path.cwd()), os.sep + "tmp", platform.node()):
         assert private not in text
 
