@@ -256,7 +256,7 @@ def final(preset: Preset) -> set[str]:
     found = stages.all_recorded(preset)
     found += [evaluate.measure(preset, method) for method in evaluate.METHODS]
     found += evaluate.there(preset, (*evaluate.OTHERS, *evaluate.SLOW)).values()
-    found += [evaluate.compare(preset), legacy.compare(preset)]
+    found += [evaluate.compare(preset), legacy.compare(preset), runs.existing(evaluate.halves, preset)]
     found += [runs.existing(made, preset) for made in (ablations.grid, memory.memory, systems.compare)]
     found += [run for several in ablations.again(preset).values() for run in several]
     if grid := runs.existing(ablations.grid, preset):

@@ -14,7 +14,7 @@ from rainlab.baselines import animate_anyone
 from rainlab.config import override
 from rainlab.data import dataset
 from rainlab.data.clips import StudioClips
-from rainlab.measure import evaluate, metrics, v_loss
+from rainlab.measure import evaluate, features, metrics, v_loss
 from rainlab.method import sampling
 from rainlab.method.stream import Stream
 from rainlab.training import losses, stages
@@ -314,3 +314,21 @@ def test_motion_gain_is_the_held_out_loss_of_stage_2_and_of_stage_1():
         loss = losses.sample_losses(stages.trained(config, stage), config, losses.staircase_times, dropout=0.0)
         assert found.shape == (CONFIG.data.test_clips,)
         np.testing.assert_allclose(found, v_loss.held_out_loss(loss, data, 8, True, repeats=1), rtol=1e-5)
+
+
+def test_two_halves_of_the_truth_tell_what_chance_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAINLAB_RUNS", str(tmp_path))
+    preset = override(CONFIG, {"data.height": 64, "data.width": 48, "data.test_clips": 4, "data.test_frames": 18})
+    with pytest.raises(FileNotFoundError, match="nothing recorded"):
+        evaluate.halves(preset)
+    run = evaluate.halves(preset, record=True, draws=3)
+    truth = evaluate.held_out(preset).frames
+    order, by_hand = np.random.default_rng(0), []
+    for _ in range(3):
+        clips = order.permutation(4)
+        by_hand.append(features.fvd(truth[clips[:2]], truth[clips[2:]], stride=1))
+    row = run.value("fvd_studio")
+    assert row["value"] == pytest.approx(np.mean(by_hand), rel=1e-6) and row["n"] == 2 * 3 > 0
+    assert row["ci_low"] <= row["value"] <= row["ci_high"] and row["protocol"] == features.PROTOCOL
+    with pytest.raises(ValueError, match="got clips of studio of 32×32, expected the studio's, a multiple of 64×48"):
+        evaluate.halves(override(preset, {"data.height": 32, "data.width": 32}))

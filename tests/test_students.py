@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from rainlab import runs
-from rainlab.baselines import tha, tha_distill, tha_teacher
+from rainlab.baselines import siren, tha, tha_distill, tha_teacher
 from rainlab.data.studio import body
 from rainlab.measure import metrics, students
 
@@ -170,9 +170,9 @@ def test_the_face_is_where_something_moves():
 
 def test_a_vanilla_siren_has_as_many_numbers_as_the_body():
     for recipe in (students.Recipe(), students.RECIPES["tiny"]):
-        painter, own = students.painter(recipe), tha.BodyMorpher(recipe.widths, recipe.size)
+        painter, own = students.painter(recipe), siren.BodyMorpher(recipe.widths, recipe.size)
         wider, ours, theirs = (sum(p.numel() for p in network.parameters()) for network in (
-            tha.FaceMorpher(len(painter.siren.sine_layers[0].linear.bias) + 1, 9, recipe.size, 45), painter, own))
+            siren.FaceMorpher(len(painter.siren.sine_layers[0].linear.bias) + 1, 9, recipe.size, 45), painter, own))
         assert abs(ours - theirs) <= abs(wider - theirs) and ours == pytest.approx(theirs, rel=0.005)
         assert len(painter.siren.sine_layers) == 9 and painter.numbers == 45
 

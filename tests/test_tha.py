@@ -11,7 +11,7 @@ from golden.fill_rule import uniform
 from goldens import golden, worst
 from PIL import Image
 
-from rainlab.baselines import tha
+from rainlab.baselines import siren, tha
 from rainlab.data.studio.expression import POSE, pose_of
 
 BOUNDS = {"face": 1e-4, "alpha": 1e-4, "colour": 1e-4, "grid": 1e-4, "warped": 1.2e-3, "blended": 1.2e-3}
@@ -38,7 +38,7 @@ def filled(network, prefix):
 @pytest.fixture(scope="module")
 def student():
     image = F.interpolate(golden("tha4_students")["in/image_low32"], size=(512, 512), mode="bilinear")[0]
-    return tha.Student(image, filled(tha.FaceMorpher(), "tha4/face"), filled(tha.BodyMorpher(), "tha4/body"))
+    return tha.Student(image, filled(siren.FaceMorpher(), "tha4/face"), filled(siren.BodyMorpher(), "tha4/body"))
 
 
 def poses():
@@ -55,7 +55,7 @@ def test_a_student_draws_what_the_published_code_draws(student, number):
 
 
 def test_networks_have_as_many_parameters_as_published():
-    counts = [sum(p.numel() for p in network.parameters()) for network in (tha.FaceMorpher(), tha.BodyMorpher())]
+    counts = [sum(p.numel() for p in network.parameters()) for network in (siren.FaceMorpher(), siren.BodyMorpher())]
     assert counts == [121_476, 331_567]
 
 
@@ -69,27 +69,27 @@ def test_a_region_is_cut_out_of_the_whole(student, region):
 
 def test_pixels_cost_their_number():
     """Of each coarser picture no more is drawn than what is looked at."""
-    counts = [len(places) for places in tha.Pixels.of((100, 200, 228, 328)).places]
+    counts = [len(places) for places in siren.Pixels.of((100, 200, 228, 328)).places]
     assert counts[2] == 128**2 and counts[1] == 66**2 and counts[0] == 34**2
-    assert [len(places) for places in tha.Pixels.of((0, 0, 512, 512)).places] == [128**2, 256**2, 512**2]
+    assert [len(places) for places in siren.Pixels.of((0, 0, 512, 512)).places] == [128**2, 256**2, 512**2]
 
 
 def test_scattered_pixels_are_those_of_the_whole(student):
     rng = np.random.default_rng(0)
     mask = rng.random((512, 512)) < 0.01
-    pixels, pose = tha.Pixels.of(mask), poses()[2]
+    pixels, pose = siren.Pixels.of(mask), poses()[2]
     assert (mask[pixels.rows, pixels.columns]).all() and len(pixels.rows) == mask.sum()
     whole, some = student.draw(pose), student.pixels(pose, pixels)
     for ours, all_ in zip(some, whole, strict=True):
         assert worst(ours, all_[:, pixels.rows, pixels.columns]) < 1e-4
     for wrong in (np.zeros((512, 512), bool), mask[:256], mask.astype(int)):
         with pytest.raises(ValueError, match=r"pixels: got .*, expected bool \(512, 512\)"):
-            tha.Pixels.of(wrong)
+            siren.Pixels.of(wrong)
 
 
 def test_a_finer_picture_lies_between_the_coarser_ones_pixels():
     """As torch interpolates: every level's corners and shares on a picture of random numbers."""
-    pixels = tha.Pixels.of((0, 0, 8, 8), 8, 3)
+    pixels = siren.Pixels.of((0, 0, 8, 8), 8, 3)
     for level, size in ((1, 2), (2, 4)):
         coarse = torch.rand(size, size, generator=torch.Generator().manual_seed(level))
         ours = (coarse.flatten()[pixels.corners[level]] * pixels.shares[level]).sum(0).reshape(2 * size, 2 * size)
@@ -123,7 +123,7 @@ def test_colours_come_back():
 @pytest.fixture(scope="module")
 def talker(student):
     """A student whose face moves alone: its body is its picture."""
-    body = filled(tha.BodyMorpher(), "tha4/body")
+    body = filled(siren.BodyMorpher(), "tha4/body")
     for parameter in body.last_linear.parameters():
         parameter.zero_()
     return tha.Student(student.character, student.face, body)
@@ -183,7 +183,7 @@ def test_students_are_written_as_published_ones_are(folder, tmp_path):
     assert "face_morpher.pt" in (tmp_path / "written" / "character_model.yaml").read_text("utf-8")
     with pytest.raises(FileExistsError):
         tha.save(first, tmp_path / "written")
-    for other in ({"corner": (0, 0)}, {"face": tha.FaceMorpher(64)}):
+    for other in ({"corner": (0, 0)}, {"face": siren.FaceMorpher(64)}):
         with pytest.raises(ValueError, match="expected networks as published, 128 at"):
             tha.save(replace(first, **other), tmp_path / "other")
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from rainlab.baselines import tha, tha_distill, tha_teacher
+from rainlab.baselines import siren, tha, tha_distill, tha_teacher
 from rainlab.data.studio import body
 from rainlab.data.studio.expression import POSE, pose_of
 
@@ -14,7 +14,7 @@ CORNER, FACE = (8, 8), 16
 
 def student_body():
     torch.manual_seed(0)
-    return tha.BodyMorpher(((16, 12), (12, 8)), 32)
+    return siren.BodyMorpher(((16, 12), (12, 8)), 32)
 
 
 @pytest.fixture(scope="module")
@@ -78,13 +78,13 @@ def test_rates_and_phases_are_the_papers():
 def test_a_fresh_student_is_smooth():
     """As SIREN begins: what is in front of every sine has a spread near 1, and neighbours are alike."""
     torch.manual_seed(0)
-    network, seen = tha.FaceMorpher(64, 6, 32), []
+    network, seen = siren.FaceMorpher(64, 6, 32), []
     with torch.no_grad():
         for layer in network.siren.sine_layers[1:]:
             layer.register_forward_pre_hook(lambda module, given: seen.append((module, given[0])))
         made = network(torch.zeros(len(POSE)))
     for module, x in seen:
-        inside = tha.OMEGA * x @ module.linear.weight.detach().flatten(1).T  # without the bias, the same everywhere
+        inside = siren.OMEGA * x @ module.linear.weight.detach().flatten(1).T  # without the bias, the same everywhere
         assert 0.5 < inside.std() < 2
     pairs = torch.stack([made[:, :, 1:].flatten(), made[:, :, :-1].flatten()])
     assert torch.corrcoef(pairs)[0, 1] > 0.9
@@ -93,15 +93,15 @@ def test_a_fresh_student_is_smooth():
 def test_a_fresh_body_shows_the_picture_that_it_moves(lessons):
     torch.manual_seed(0)
     with torch.no_grad():
-        drawn = tha.BodyMorpher(size=32)(lessons.faced[0], lessons.pose[0])
+        drawn = siren.BodyMorpher(size=32)(lessons.faced[0], lessons.pose[0])
     assert drawn.grid.abs().mean() < 0.1 and drawn.alpha.abs().mean() < 0.1
-    last = tha.FaceMorpher().siren.last_linear
+    last = siren.FaceMorpher().siren.last_linear
     assert not last.bias.any() and last.weight.abs().max() <= (6 / 128) ** 0.5 / 30 < 2 * last.weight.abs().max()
 
 
 def test_who_draws_first_can_train_later(lessons):
-    face = tha.FaceMorpher(8, 2, FACE)
-    tha._of_region.cache_clear()
+    face = siren.FaceMorpher(8, 2, FACE)
+    siren._of_region.cache_clear()
     with torch.inference_mode():
         tha.Student(lessons.character, face, student_body(), CORNER).draw(lessons.pose[0])
     for network, train in ((face, lambda n: tha_distill.train_face(n, lessons, CORNER, 8)),
@@ -142,7 +142,7 @@ def test_a_training_learns_and_goes_on_where_it_stopped(lessons, part, tmp_path,
         if part == "body":
             network = student_body()
             return network, tha_distill.train_body(network, lessons, examples, state, ((0, (1.0, 1.0, 1.0, 1.0)),))
-        network = tha.FaceMorpher(24, 3, FACE)
+        network = siren.FaceMorpher(24, 3, FACE)
         return network, tha_distill.train_face(network, lessons, CORNER, examples, state)
 
     monkeypatch.setattr(tha_distill, "SAVED", 10)
@@ -173,7 +173,7 @@ def test_a_training_learns_and_goes_on_where_it_stopped(lessons, part, tmp_path,
 
 
 def test_a_small_student_draws_whole_pictures_and_parts(lessons):
-    face = tha.FaceMorpher(8, 2, FACE)
+    face = siren.FaceMorpher(8, 2, FACE)
     student = tha.Student(lessons.character, face, student_body(), CORNER)
     whole = student.draw(lessons.pose[0])
     assert whole.blended.shape == (4, 32, 32)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rainlab.baselines import tha, tha_export
+from rainlab.baselines import siren, tha, tha_export
 from rainlab.data.studio.expression import POSE, pose_of
 
 
@@ -16,7 +16,7 @@ def student():
     torch.manual_seed(3)
     picture = np.zeros((64, 64, 4), np.uint8)
     picture[16:60, 20:50] = np.random.default_rng(0).integers(0, 256, (44, 30, 4))
-    face, body = tha.FaceMorpher(24, 3, 16), tha.BodyMorpher(((20, 16), (14, 12), (10,)), 64)
+    face, body = siren.FaceMorpher(24, 3, 16), siren.BodyMorpher(((20, 16), (14, 12), (10,)), 64)
     return tha.Student(tha.from_picture(picture), face.requires_grad_(False), body.requires_grad_(False), (18, 24))
 
 
@@ -46,8 +46,8 @@ def test_a_folder_becomes_a_file(tmp_path, capsys):
     picture = np.zeros((512, 512, 4), np.uint8)
     picture[100:400, 150:350] = (90, 40, 200, 255)
     Image.fromarray(picture).save(tmp_path / "character.png")
-    torch.save(tha.FaceMorpher().state_dict(), tmp_path / "face_morpher.pt")
-    torch.save(tha.BodyMorpher().state_dict(), tmp_path / "body_morpher.pt")
+    torch.save(siren.FaceMorpher().state_dict(), tmp_path / "face_morpher.pt")
+    torch.save(siren.BodyMorpher().state_dict(), tmp_path / "body_morpher.pt")
     tha_export.main([str(tmp_path), str(tmp_path / "made.onnx")])
     megabytes = (tmp_path / "made.onnx").stat().st_size / 1e6
     assert f"made.onnx: {megabytes:.1f} MB" in capsys.readouterr().out and 4 < megabytes < 20

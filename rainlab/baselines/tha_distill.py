@@ -21,7 +21,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rainlab.baselines import tha, tha_teacher
+from rainlab.baselines import siren, tha, tha_teacher
 from rainlab.data.studio import body, face
 from rainlab.data.studio.expression import POSE, expressions
 from rainlab.method.checkpoint import write_tensors
@@ -124,7 +124,7 @@ def face_loss(made: Tensor, wanted: Tensor, movable: Tensor) -> Tensor:
     return error.mean() + MOVABLE * (error * movable).mean()
 
 
-def body_loss(drawn: tha.Drawn, lessons: Lessons, number: int, weights: Sequence[float]) -> Tensor:
+def body_loss(drawn: siren.Drawn, lessons: Lessons, number: int, weights: Sequence[float]) -> Tensor:
     """Weighted mean absolute errors of flow, warped, direct and final picture.
 
     Means are over all pixels, so that one weighs what it does in the paper; those whose flow is not known add nothing.
@@ -148,7 +148,7 @@ def value_at(steps: Sequence[tuple[float, object]], share: float):
 
 
 def train_face(
-    network: tha.FaceMorpher,
+    network: siren.FaceMorpher,
     lessons: Lessons,
     corner: tuple[int, int],
     examples: int,
@@ -166,7 +166,7 @@ def train_face(
 
 
 def train_body(
-    network: tha.BodyMorpher,
+    network: siren.BodyMorpher,
     lessons: Lessons,
     examples: int,
     state: Path | None = None,
@@ -183,7 +183,7 @@ def train_body(
 
 
 def train_whole(
-    network: tha.FaceMorpher, lessons: Lessons, examples: int, state: Path | None = None, rate: float = 1.0
+    network: siren.FaceMorpher, lessons: Lessons, examples: int, state: Path | None = None, rate: float = 1.0
 ) -> list[float]:
     """Train one network of sine layers to paint all of the final picture (section 5.2).
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rainlab.baselines import tha
+from rainlab.baselines import siren, tha
 from rainlab.data.studio.expression import POSE
 from rainlab.files import atomic_path
 
@@ -26,7 +26,7 @@ class Graph(nn.Module):
     """Pose ``(45,)`` -> sRGB with alpha, uint8 ``(size, size, 4)``, as :meth:`rainlab.baselines.tha.Student.frame`.
 
     Whole pictures go through the layers, since runtimes are made for that; what is linear comes before a picture is
-    enlarged, and the pose is multiplied once, as in :mod:`rainlab.baselines.tha`.
+    enlarged, and the pose is multiplied once, as in :mod:`rainlab.baselines.siren`.
     """
 
     def __init__(self, student: tha.Student):
@@ -64,7 +64,7 @@ def _beside(left: int, right: int) -> tuple[slice, slice]:
     return slice(0, left), slice(right, None)
 
 
-def _through(layers: Sequence[tha.Sine], coarser: Tensor | None, here: Tensor, pose: Tensor) -> Tensor:
+def _through(layers: Sequence[siren.Sine], coarser: Tensor | None, here: Tensor, pose: Tensor) -> Tensor:
     """Features of a level ``(1, c, h, w)`` from those of the coarser one, if there is one."""
     first, *others = layers
     weight = first.linear.weight
@@ -73,9 +73,9 @@ def _through(layers: Sequence[tha.Sine], coarser: Tensor | None, here: Tensor, p
     if coarser is not None:
         linear = F.conv2d(coarser, weight[:, : -2 - len(pose)])
         x = x + F.interpolate(linear, scale_factor=2, mode="bilinear", align_corners=False)
-    x = torch.sin(tha.OMEGA * x)
+    x = torch.sin(siren.OMEGA * x)
     for layer in others:
-        x = torch.sin(tha.OMEGA * layer.linear(x))
+        x = torch.sin(siren.OMEGA * layer.linear(x))
     return x
 
 

@@ -330,6 +330,34 @@ def _measure(preset: Preset, method: str, run: runs.Run) -> None:
     np.save(run.path / FRAMES, frames)
 
 
+def halves(preset: Preset, record: bool = False, draws: int = 20) -> runs.Run:
+    """The run that tells how far from each other two halves of the held-out clips are, the scale of FVD-studio.
+
+    Metric ``fvd_studio``: mean over ``draws`` splits with the range of 95 % of them; n: overlapping windows of a half.
+    A method has twice as many, on the same clips as the truth: its distance would be 0 if it made no error.
+
+    Raises:
+        ValueError: clips that FVD-studio can't look at. FileNotFoundError: nothing recorded, naming the command.
+    """
+    if preset.data.source != "studio" or not features.fits(preset.data.size):
+        got = f"{preset.data.source} of {preset.data.height}×{preset.data.width}"
+        raise ValueError(f"preset {preset.name}: got clips of {got}, expected the studio's, a multiple of 64×48")
+    inputs = {"features": runs.run_id("features", features.CONFIG, features.VERSION)}
+
+    def make(run: runs.Run) -> None:
+        truth = held_out(preset).frames
+        rows = features.windows(truth, 1)
+        each = rows.reshape(len(truth), -1, rows.shape[1])
+        rng, found = np.random.default_rng(0), []
+        for _ in range(draws):
+            one, other = np.array_split(rng.permutation(len(truth)), 2)
+            found.append(metrics.frechet(*(np.concatenate(each[part]) for part in (one, other))))
+        n = len(truth) // 2 * each.shape[1]
+        run.record("fvd_studio", np.mean(found), *np.quantile(found, [0.025, 0.975]), n, features.PROTOCOL)
+
+    return runs.made(make, record, preset.name, "halves", {"draws": draws, "data": test_clips(preset)}, 1, inputs)
+
+
 Pairs = tuple[tuple[str, str], ...]
 PAIRS: Pairs = (("rain", "copy"), ("rain", "wrong"), ("rain", "flat"), ("rain", "undistilled"))
 CENTRAL: Pairs = (

@@ -22,7 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from rainlab import runs
-from rainlab.baselines import tha, tha_distill, tha_export, tha_teacher
+from rainlab.baselines import siren, tha, tha_distill, tha_export, tha_teacher
 from rainlab.files import digest
 from rainlab.measure import bench, students
 
@@ -40,16 +40,16 @@ def published(student: tha.Student, pose: Tensor) -> Tensor:
     Every layer sees whole pictures, and the pose is a picture, too, each of its numbers a plane of equal values.
     """
 
-    def sines(layers: Sequence[tha.Sine], x: Tensor) -> Tensor:
+    def sines(layers: Sequence[siren.Sine], x: Tensor) -> Tensor:
         for layer in layers:
-            x = torch.sin(tha.OMEGA * layer.linear(x))
+            x = torch.sin(siren.OMEGA * layer.linear(x))
         return x
 
     def planes(numbers: Tensor, side: int) -> Tensor:
         return torch.cat([tha_export.places(side), numbers[None, :, None, None].expand(-1, -1, side, side)], 1)
 
     siren, picture = student.face.siren, student.character[None].clone()
-    face = siren.last_linear(sines(siren.sine_layers, planes(pose[: tha.MORPHS], student.face.size)))
+    face = siren.last_linear(sines(siren.sine_layers, planes(pose[: siren.MORPHS], student.face.size)))
     (top, left), side = student.corner, student.face.size
     picture[:, :, top : top + side, left : left + side] = face
     levels, x = student.body.siren_layers, None
@@ -130,7 +130,7 @@ def speed(folder: str | Path | None = None, teacher: bool = False, record: bool 
     config = {"weights": known, "teacher": teacher, "threads": torch.get_num_threads(), "size": tha.SIZE}
     run = runs.open_run("student_speed", config, VERSION).clear()
     torch.manual_seed(0)
-    student = tha.load(folder) if folder else tha.Student(_somebody(), tha.FaceMorpher(), tha.BodyMorpher())
+    student = tha.load(folder) if folder else tha.Student(_somebody(), siren.FaceMorpher(), siren.BodyMorpher())
     poses = tha_distill.natural_poses(UNSEEN, split="test").float()
     with TemporaryDirectory() as place, torch.inference_mode():
         able = find_spec("onnxscript") and find_spec("onnxruntime")

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from rainlab import runs
-from rainlab.baselines import tha, tha_distill, tha_teacher
+from rainlab.baselines import siren, tha, tha_distill, tha_teacher
 from rainlab.baselines.tha_distill import PHASES, Lessons
 from rainlab.data.studio import body, face
 from rainlab.data.studio.expression import POSE
@@ -51,7 +51,7 @@ class Recipe:
     face_examples: int = 40_000
     body_examples: int = 80_000
     face: tuple[int, int] = (128, 8)  # width and sine layers of the face
-    widths: tuple[tuple[int, ...], ...] = tha.WIDTHS
+    widths: tuple[tuple[int, ...], ...] = siren.WIDTHS
     face_rate: float = 1.0  # what the paper's learning rates of a face are multiplied by,
     body_rate: float = 1.0  # and those of a body
 
@@ -158,11 +158,11 @@ def compare(
 def _train(
     run: runs.Run,
     given: Lessons,
-    network: tha.Student | tha.FaceMorpher,
+    network: tha.Student | siren.FaceMorpher,
     recipe: Recipe,
     model: str,
     place: torch.device | str = "cpu",
-) -> tha.Student | tha.FaceMorpher:
+) -> tha.Student | siren.FaceMorpher:
     """Train in a run, resuming; weights and curves are kept there. ``place``: where."""
     curves, state = {}, {name: run.path / f"{name}.safetensors" for name in ("face", "body", "whole")}
     if isinstance(network, tha.Student):
@@ -210,7 +210,7 @@ def lessons(character: int, recipe: Recipe, split: str = "train") -> Lessons:
     return tha_distill.studio_lessons(seed, tha_distill.natural_poses(count, character, split), recipe.size)
 
 
-def measure(run: runs.Run, network: tha.Student | tha.FaceMorpher, asked: Lessons, given: Lessons) -> None:
+def measure(run: runs.Run, network: tha.Student | siren.FaceMorpher, asked: Lessons, given: Lessons) -> None:
     """Record MEASURES of a student in poses other than those given, of the nearest of these, and of rest."""
     drawn = {"student": pictures(network, asked.pose), "nearest": shown(given.final[nearest(asked.pose, given.pose)])}
     drawn["copy"] = shown(asked.character[None]).repeat(len(asked), 0)
@@ -252,7 +252,7 @@ def record_each(
     return values
 
 
-def pictures(network: tha.Student | tha.FaceMorpher, poses: Tensor) -> np.ndarray:
+def pictures(network: tha.Student | siren.FaceMorpher, poses: Tensor) -> np.ndarray:
     """What a student draws of poses ``(n, 45)``, on white: uint8 ``(n, h, w, 3)``."""
     if isinstance(network, tha.Student):
         return np.stack([on_white(network.draw(pose).blended) for pose in poses])
@@ -281,7 +281,7 @@ def phases_of(model: str) -> list[tuple[float, Sequence[float]]]:
     return made
 
 
-def load(run: runs.Run) -> tha.Student | tha.FaceMorpher:
+def load(run: runs.Run) -> tha.Student | siren.FaceMorpher:
     """The networks of a run of :func:`student`. FileNotFoundError if its weights are not there."""
     recipe = Recipe(**run.config["recipe"])
     tensors = weights.weights_of(run.id)
@@ -319,7 +319,7 @@ def recipe_of(recipe: str | Recipe) -> Recipe:
     return RECIPES[recipe]
 
 
-def _untrained(given: Lessons, recipe: Recipe, architecture: str, seed: int = 0) -> tha.Student | tha.FaceMorpher:
+def _untrained(given: Lessons, recipe: Recipe, architecture: str, seed: int = 0) -> tha.Student | siren.FaceMorpher:
     torch.manual_seed(seed)
     if architecture == ARCHITECTURES[2]:
         return painter(recipe)
@@ -327,22 +327,22 @@ def _untrained(given: Lessons, recipe: Recipe, architecture: str, seed: int = 0)
     return tha.Student(given.character, *parts(recipe, architecture, size), corner)
 
 
-def parts(recipe: Recipe, architecture: str, size: int) -> tuple[tha.FaceMorpher, tha.BodyMorpher]:
+def parts(recipe: Recipe, architecture: str, size: int) -> tuple[siren.FaceMorpher, siren.BodyMorpher]:
     """Untrained networks, the face's pictures of a ``size``."""
     flat = tuple(width for level in recipe.widths for width in level)
     widths = recipe.widths if architecture == ARCHITECTURES[0] else (flat,)
-    return tha.FaceMorpher(*recipe.face, size), tha.BodyMorpher(widths, recipe.size)
+    return siren.FaceMorpher(*recipe.face, size), siren.BodyMorpher(widths, recipe.size)
 
 
-def painter(recipe: Recipe) -> tha.FaceMorpher:
+def painter(recipe: Recipe) -> siren.FaceMorpher:
     """Nine sine layers, as wide as gives them the numbers of the student's body."""
-    numbers = sum(p.numel() for p in tha.BodyMorpher(recipe.widths, recipe.size).parameters())
+    numbers = sum(p.numel() for p in siren.BodyMorpher(recipe.widths, recipe.size).parameters())
     width = round(((numbers - 4) / 8 + 3.75**2) ** 0.5 - 3.75)  # 8 w² + 60 w + 4 = numbers
-    return tha.FaceMorpher(width, 9, recipe.size, len(POSE))
+    return siren.FaceMorpher(width, 9, recipe.size, len(POSE))
 
 
-def _tensors(network: tha.Student | tha.FaceMorpher) -> dict[str, Tensor]:
-    if isinstance(network, tha.FaceMorpher):
+def _tensors(network: tha.Student | siren.FaceMorpher) -> dict[str, Tensor]:
+    if isinstance(network, siren.FaceMorpher):
         return network.state_dict()
     parts = {"face": network.face, "body": network.body}
     tensors = {f"{name}.{key}": x for name, part in parts.items() for key, x in part.state_dict().items()}

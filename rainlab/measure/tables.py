@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rainlab import runs
 from rainlab.config import Preset
 from rainlab.measure import ablations, bench, evaluate, latency, reference_designs, reported, systems, zero_shot
 from rainlab.training import stages
@@ -23,7 +24,8 @@ NOTES = {
     "*: overflowed PSNR. fg: inside the true foreground. Sharpness error: how far the energy of the edges is from the "
     "truth's; 0 is as sharp, 1 is flat. Motion error: how far the change from frame to frame is from the truth's, in "
     "grey levels; a picture that stands still scores the true motion. At 64×48: both pictures made smaller "
-    "first, each pixel the mean of what it covers, so that presets compare.",
+    "first, each pixel the mean of what it covers, so that presets compare. FVD-studio: how far two halves of the true "
+    "clips are from each other tells how little a small distance means.",
     "table2": "Table 2, speed. Reported rows: as their authors say. Our rows: a small network and small pictures on "
     "another machine, so the two kinds of rows do not compare; × DDIM is a ratio within one network and machine. "
     "Medians [quartiles] of n interleaved rounds. GFLOP: what the plain way to do the same multiplies and adds, in "
@@ -117,6 +119,8 @@ def table1(preset: Preset, record: bool = False, slow: bool = False) -> Table:
     found |= {evaluate.SLOW[method]: run.metrics() for method, run in evaluate.there(preset, evaluate.SLOW).items()}
     there = {row["metric"] for rows in found.values() for row in rows}
     shown += tuple(name for name in COLUMNS if name.endswith(("_64x48", "_studio")) and name in there)
+    if "fvd_studio" in there and (halves := runs.existing(evaluate.halves, preset, record)):
+        found["true films, half against half"] = halves.metrics()
     ours = [measured(label, rows, shown) for label, rows in found.items()]
     more = tuple(COLUMNS[metric][0] for metric in shown[2:])
     return frame([*_quality("Table 1", reported.TABLE1), *ours], (*reported.QUALITY[:2], *more, *reported.QUALITY[2:]))
