@@ -84,7 +84,7 @@ def _last(inputs: int, outputs: int) -> nn.Conv2d:
 
 
 class FaceMorpher(nn.Module):
-    """The face, RGBA ``(4, size, size)`` from the first 39 ``numbers`` of a pose ``(45,)``."""
+    """The face, RGBA ``(4, size, size)`` from the first 39 ``numbers`` of a pose ``(45,)``, or several of several."""
 
     def __init__(self, width: int = 128, layers: int = 8, size: int = FACE, numbers: int = MORPHS):
         super().__init__()
@@ -95,14 +95,16 @@ class FaceMorpher(nn.Module):
         self.siren.last_linear = _last(width, 4)
 
     def forward(self, pose: Tensor) -> Tensor:
-        first, *others = self.siren.sine_layers
-        pixels, made = Pixels.of((0, 0, self.size, self.size), self.size, levels=1).to(pose.device), []
+        (first, *others), poses = self.siren.sine_layers, pose.reshape(-1, pose.shape[-1])[:, : self.numbers]
+        places = Pixels.of((0, 0, self.size, self.size), self.size, levels=1).to(pose.device).places[0]
+        weight, made = first.linear.weight.flatten(1), []
+        by_pose = F.linear(poses, weight[:, 2:], first.linear.bias)[:, None]
         for part in parts(self.size**2):
-            x = first.begin(None, pixels, 0, pose[: self.numbers], part)
+            x = (by_pose + F.linear(places[part], weight[:, :2])).mul_(OMEGA).sin_().flatten(0, 1)
             for layer in others:
                 x = layer(x)
-            made.append(pointwise(self.siren.last_linear, x))
-        return torch.cat(made).T.reshape(4, self.size, self.size)
+            made.append(pointwise(self.siren.last_linear, x).unflatten(0, (len(poses), -1)))
+        return torch.cat(made, 1).transpose(1, 2).reshape(*pose.shape[:-1], 4, self.size, self.size)
 
 
 class Drawn(NamedTuple):

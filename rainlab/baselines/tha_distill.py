@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -119,7 +119,7 @@ def movable(lessons: Lessons, corner: tuple[int, int], size: int, least: float =
 
 
 def face_loss(made: Tensor, wanted: Tensor, movable: Tensor) -> Tensor:
-    """Mean absolute error of a face ``(4, s, s)``, and MOVABLE times that of what moves in it."""
+    """Mean absolute error of faces ``(…, 4, s, s)``, and MOVABLE times that of what moves in them."""
     error = (made - wanted).abs()
     return error.mean() + MOVABLE * (error * movable).mean()
 
@@ -158,11 +158,11 @@ def train_face(
     """Train a face on lessons' faces, cut out at ``corner``; returns the loss of each step. Options as for `_fit`."""
     faces, moves = _cut(lessons.faced, corner, network.size), movable(lessons, corner, network.size)
 
-    def loss(number: int, share: float) -> Tensor:
-        made = network(lessons.pose[number].to(_of(network)))
-        return face_loss(made, faces[number].to(made), moves.to(made))
+    def losses(numbers: Tensor, share: float) -> Iterator[Tensor]:
+        made = network(lessons.pose[numbers].to(_of(network)))
+        yield face_loss(made, faces[numbers].to(made), moves.to(made))
 
-    return _fit(network, loss, FACE_RATES, lessons, examples, "face", state, rate)
+    return _fit(network, losses, FACE_RATES, lessons, examples, "face", state, rate)
 
 
 def train_body(
@@ -175,11 +175,12 @@ def train_body(
 ) -> list[float]:
     """Train a body on lessons; returns the loss of each step. Options as for `_fit`; ``phases``: like PHASES."""
 
-    def loss(number: int, share: float) -> Tensor:
-        drawn = network(*(x[number].to(_of(network)) for x in (lessons.faced, lessons.pose)))
-        return body_loss(drawn, lessons, number, value_at(phases, share))
+    def losses(numbers: Tensor, share: float) -> Iterator[Tensor]:
+        for number in numbers.tolist():
+            drawn = network(*(x[number].to(_of(network)) for x in (lessons.faced, lessons.pose)))
+            yield body_loss(drawn, lessons, number, value_at(phases, share)) / len(numbers)
 
-    return _fit(network, loss, BODY_RATES, lessons, examples, "body", state, rate)
+    return _fit(network, losses, BODY_RATES, lessons, examples, "body", state, rate)
 
 
 def train_whole(
@@ -191,19 +192,22 @@ def train_whole(
     """
     moves = movable(lessons, (0, 0), network.size)
 
-    def loss(number: int, share: float) -> Tensor:
-        made = network(lessons.pose[number].to(_of(network)))
-        return face_loss(made, lessons.final[number].to(made), moves.to(made))
+    def losses(numbers: Tensor, share: float) -> Iterator[Tensor]:
+        for number in numbers.tolist():
+            made = network(lessons.pose[number].to(_of(network)))
+            yield face_loss(made, lessons.final[number].to(made), moves.to(made)) / len(numbers)
 
-    return _fit(network, loss, BODY_RATES, lessons, examples, "whole", state, rate)
+    return _fit(network, losses, BODY_RATES, lessons, examples, "whole", state, rate)
 
 
 def _fit(
-    network: nn.Module, loss, rates, lessons: Lessons, examples: int, what: str, state: Path | None, rate: float
+    network: nn.Module, losses, rates, lessons: Lessons, examples: int, what: str, state: Path | None, rate: float
 ) -> list[float]:
     """Adam on BATCH lessons a step, drawn by step so that a training goes on from ``state`` as if never interrupted.
 
-    ``rate``: what the paper's are multiplied by, for a training that is shorter. ValueError if ``state`` is of another.
+    ``losses``: numbers of lessons and the share of the training behind it -> parts of their loss, which are summed, one
+    in memory at a time. ``rate``: what the paper's are multiplied by, for a training that is shorter. ValueError if
+    ``state`` is of another.
     """
     network.train().requires_grad_(True)
     parameters = dict(network.named_parameters())
@@ -212,13 +216,12 @@ def _fit(
     if state and state.exists():
         curve = _restore(parameters, adam, state, of)
     for step in tqdm(range(len(curve), steps), what, steps, initial=len(curve), leave=False):
-        draw = np.random.default_rng([7, step]).integers(len(lessons), size=BATCH)
+        numbers = torch.from_numpy(np.random.default_rng([7, step]).integers(len(lessons), size=BATCH))
         for group in adam.param_groups:
             group["lr"] = rate * value_at(rates, step / steps)
         adam.zero_grad()
         total = 0.0
-        for number in draw:
-            value = loss(int(number), step / steps) / BATCH
+        for value in losses(numbers, step / steps):
             value.backward()
             total += value.item()
         adam.step()
