@@ -36,7 +36,7 @@ DIGESTS = {
     "face-openings-1": "02fbd4738977",
     "zero-shot-1": "de7e0aad6b10",
     "designs-1": "99171f6b57e2",
-    "students-1": "d8010bfa24e8",
+    "students-1": "421f02cfc8cd",
     "rotators-1": "4d55508108d4",
     "talking-heads-1": "54b721b6e668",
 }
