@@ -37,7 +37,7 @@ DIGESTS = {
     "zero-shot-1": "de7e0aad6b10",
     "designs-1": "99171f6b57e2",
     "students-1": "421f02cfc8cd",
-    "rotators-1": "4d55508108d4",
+    "rotators-1": "697594f5a44f",
     "talking-heads-1": "54b721b6e668",
 }
 """Protocol -> digest. Code that changes and moves no number gets a new digest, code that moves one a new name."""

@@ -41,11 +41,11 @@ class Recipe:
     size: int = 64  # of the pictures
     characters: int = 2000  # of training, in one pose each
     tests: int = 128  # characters that training never sees
-    steps: int = 3000  # of the design of section 3.1; the other takes as many as the same arithmetic pays for
+    steps: int = 1500  # of the design of section 3.1; the other takes as many as the same arithmetic pays for
     batch: int = 8
-    learning_rate: float = 3e-4
-    encoder: tuple[int, ...] = (32, 64, 128, 256)  # widths of THA3's
-    width: int = 32  # of section 3.1's first level,
+    learning_rate: float = 1e-3
+    encoder: tuple[int, ...] = (16, 32, 64, 128)  # widths of THA3's
+    width: int = 16  # of section 3.1's first level,
     factors: tuple[int, ...] = (1, 2, 4, 4)  # and of all
 
 
