@@ -48,8 +48,8 @@ def published(student: tha.Student, pose: Tensor) -> Tensor:
     def planes(numbers: Tensor, side: int) -> Tensor:
         return torch.cat([tha_export.places(side), numbers[None, :, None, None].expand(-1, -1, side, side)], 1)
 
-    siren, picture = student.face.siren, student.character[None].clone()
-    face = siren.last_linear(sines(siren.sine_layers, planes(pose[: siren.MORPHS], student.face.size)))
+    layers, picture = student.face.siren, student.character[None].clone()
+    face = layers.last_linear(sines(layers.sine_layers, planes(pose[: siren.MORPHS], student.face.size)))
     (top, left), side = student.corner, student.face.size
     picture[:, :, top : top + side, left : left + side] = face
     levels, x = student.body.siren_layers, None
