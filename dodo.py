@@ -135,11 +135,8 @@ if EVERYTHING:
     MEASUREMENTS["pose_animate"] = Job("71_pose_animate", RECORD, ("animate_anyone",), threads=2)
 if PRESET in OTHERS:
     TRAININGS = MEASUREMENTS = {"task": Job(OTHERS[PRESET][0], RECORD, threads=2)}  # it trains and measures
-    if EVERYTHING and PRESET == "face":  # students of its faces, and its model beside them
-        MEASUREMENTS = TRAININGS | {
-            "students": Job("80_tha_students", {"record": True}, ("task",)),
-            "distillation": Job("81_tha_distillation", RECORD, ("students",)),
-        }
+    if EVERYTHING and PRESET == "face":  # students of its faces
+        MEASUREMENTS = TRAININGS | {"students": Job("80_tha_students", {"record": True}, ("task",))}
 if RECORDING == "measured":  # on weights that are there
     kept = {name: job for name, job in MEASUREMENTS.items() if name != "ablations" or PRESET == ABLATED}
     MEASUREMENTS = {name: replace(job, after=tuple(x for x in job.after if x in kept)) for name, job in kept.items()}

@@ -93,6 +93,13 @@ def test_a_rotator_learns():
     assert np.mean(curve[-5:]) < 0.7 * np.mean(curve[:5])
 
 
+@pytest.mark.parametrize("design", rotators.DESIGNS)
+def test_the_recipe_of_the_tables_can_be_built(design):
+    network, size = rotators.build(design, rotators.SMALL), rotators.SMALL.size
+    with torch.no_grad():
+        assert network.eval()(torch.zeros(1, 4, size, size), torch.zeros(1, 6)).shape == (1, 7, size, size)
+
+
 def test_unknown_designs_are_refused():
     with pytest.raises(ValueError, match="design: got 'THA5', expected one of THA3, Section 3.1"):
         rotators.rotator("THA5")

@@ -10,6 +10,7 @@ a pixel is taken from (*grid*, in half pictures), which colour else it has, and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import gcd
 from pathlib import Path
 from typing import NamedTuple
 
@@ -190,7 +191,7 @@ class FaceMorpher(Coder):
 
 
 def _norm(width: int) -> nn.GroupNorm:
-    return nn.GroupNorm(min(32, width), width)
+    return nn.GroupNorm(gcd(32, width), width)
 
 
 class Block(nn.Module):
