@@ -9,6 +9,7 @@ import pytest
 from test_rotators import MICRO as ROTATOR
 from test_students import MICRO as STUDENT
 
+from rainlab import runs
 from rainlab.baselines import animate_anyone
 from rainlab.measure import metrics, morphing, reported, rotators, students, talking_heads
 from rainlab.training import stages
@@ -78,7 +79,8 @@ def test_the_comparison_is_recorded_and_shown():
     assert table.set_index("method").loc["RAIN", "character 1"] == f"{value:.2f}"
 
 
-def test_tables_of_students_and_designs():
+def test_tables_of_students_and_designs(monkeypatch, tmp_path):
+    monkeypatch.setattr(runs, "published", lambda: tmp_path)  # what is recorded of others is not shown
     found = {f"character {n}": students.student(n, STUDENT, True) for n in (0, 1)}
     table = talking_heads.table_of_students("table4", found)
     beaten = [f"character {n}: {what}" for n in (0, 1) for what in ("nearest lesson", "at rest")]
