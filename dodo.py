@@ -38,6 +38,7 @@ from rainlab.measure import (
     morphing,
     openings,
     reference_designs,
+    students,
     styling,
     systems,
     talking_heads,
@@ -289,8 +290,8 @@ def needed(preset: Preset) -> dict[str, set[str]]:
             beside += [stages.recorded(reference_designs.variant(preset, name), "stage1") for name in DESIGNS]
         return dict.fromkeys([*ids.values(), *(run.id for run in beside if run)], set())
     found, later = {}, set()
-    if preset.name == "face":  # whose faces the students have: one to look at
-        found = {run.id: set() for run in talking_heads.behind(preset)[:1] if run.name == "student"}
+    if preset.name == "face" and (run := runs.existing(students.student, 0, "tiny")):  # of its faces, to look at
+        found[run.id] = set()
     for id in reversed(ids.values()):
         with suppress(FileNotFoundError):  # not shipped, so not needed
             if (names := set(weights.weights_of(id))) - later:

@@ -115,6 +115,10 @@ class Run:
             f"rows of this metric: {hits or rows}; metrics here: {sorted({row['metric'] for row in self.metrics()})}"
         )
 
+    def values(self) -> Any:
+        """What ``values.json`` holds: what each clip scored. FileNotFoundError where a run keeps no such file."""
+        return json.loads((self.path / VALUES).read_text("utf-8"))
+
     def note(self, **facts: Any) -> None:
         """Keep what the config does not say but a reader should know (a warm start); `finish` adds it to provenance."""
         write_json(self.path / "notes.json", self._notes() | facts)

@@ -77,8 +77,8 @@ class Sine(nn.Module):
 
 def _last(inputs: int, outputs: int) -> nn.Conv2d:
     """The layer behind the sines, as in SIREN: all near 0, so that a body begins as the picture that it moves."""
-    layer = nn.Conv2d(inputs, outputs, 1)
-    nn.init.uniform_(layer.weight, -((6 / inputs) ** 0.5) / OMEGA, (6 / inputs) ** 0.5 / OMEGA)
+    layer, bound = nn.Conv2d(inputs, outputs, 1), (6 / inputs) ** 0.5 / OMEGA
+    nn.init.uniform_(layer.weight, -bound, bound)
     nn.init.zeros_(layer.bias)
     return layer
 

@@ -136,7 +136,7 @@ def _values(preset: Preset, method: str) -> dict[str, list[float]]:
         for stage in stages.WINDOWED if method == "rain" else ("stage2",):
             stages.finished(preset, stage)
         run = evaluate.measure(preset, method, record=True)
-    found = json.loads((run.path / runs.VALUES).read_text("utf-8"))
+    found = run.values()
     known = {name: found[name] for name in MEASURES if name in found}
     return known | {"fvd_studio": [run.value("fvd_studio")["value"]]}
 

@@ -8,7 +8,6 @@ Streams are measured in full flow (:func:`rainlab.method.sampling.stream`): the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from contextlib import nullcontext
 from copy import deepcopy
@@ -385,8 +384,7 @@ def compare(preset: Preset, record: bool = False, pairs: Pairs = PAIRS) -> runs.
     config = {"preset": preset.name, "pairs": [list(pair) for pair in pairs]}
 
     def make(run: runs.Run) -> None:
-        files = {method: runs.get(id).path / runs.VALUES for method, id in inputs.items()}
-        values = {method: json.loads(file.read_text("utf-8")) for method, file in files.items()}
+        values = {method: runs.get(id).values() for method, id in inputs.items()}
         for a, b in pairs:
             for name in PAIRED:
                 if name in values[a] and name in values[b]:

@@ -6,7 +6,6 @@ character's own 26 are the truth. Where a head is, is the driver's affair: both 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -231,7 +230,7 @@ def talking_head(film: str | Path | None = None, fps: float = FPS, device: str =
 
 def points_of(run: runs.Run) -> np.ndarray:
     """Points ``(f, 68, 2)`` of :func:`talking_head`; a frame without a face has those of the one before."""
-    faces = json.loads((run.path / runs.VALUES).read_text("utf-8"))["points"]
+    faces = run.values()["points"]
     first = next((face for face in faces if face), None)
     if first is None:
         raise ValueError(f"{run.id}: got no face in {len(faces)} frames, expected a film of one")

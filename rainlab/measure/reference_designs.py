@@ -7,7 +7,6 @@ guided DDIM, each frame for itself, so that nothing but the design tells them ap
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import cache
 
@@ -86,7 +85,7 @@ def compare(preset: Preset, seeds: Sequence[int] = SEEDS, record: bool = False) 
     inputs = {f"{design}, seed {seed}": run.id for (design, seed), run in found.items()}
 
     def make(run: runs.Run) -> None:
-        values = {which: json.loads((one.path / runs.VALUES).read_text("utf-8")) for which, one in found.items()}
+        values = {which: one.values() for which, one in found.items()}
         for design in DESIGNS:
             run.record("steps", variant(preset, design).stage1.steps, design=design)
             for name in values[design, seeds[0]]:

@@ -7,7 +7,6 @@ characters for the same arithmetic and measured on others.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -179,7 +178,7 @@ def compare(seeds: Sequence[int] = SEEDS, recipe: Recipe = SMALL, record: bool =
     found = {(design, seed): rotator(design, seed, recipe, record) for design in DESIGNS for seed in seeds}
 
     def make(run: runs.Run) -> None:
-        each = {which: json.loads((one.path / runs.VALUES).read_text("utf-8")) for which, one in found.items()}
+        each = {which: one.values() for which, one in found.items()}
         for name in MEASURES:
             of = {design: np.array([each[design, seed]["rotator"][name] for seed in seeds]) for design in DESIGNS}
             of["copy"] = np.array([each[DESIGNS[0], seeds[0]]["copy"][name]])

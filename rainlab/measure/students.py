@@ -8,7 +8,6 @@ that is least far from the pose it is asked for.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -153,7 +152,7 @@ def compare(
     found = {label: student(character, recipe, record, **{name: label}) for label in COMPARED[which]}
 
     def make(run: runs.Run) -> None:
-        values = {label: json.loads((one.path / runs.VALUES).read_text("utf-8")) for label, one in found.items()}
+        values = {label: one.values() for label, one in found.items()}
         for label in found:
             for metric in MEASURES if label != base else ():
                 ours, theirs = (values[each]["student"][metric] for each in (label, base))

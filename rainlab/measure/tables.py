@@ -171,7 +171,7 @@ def grid(preset: Preset, change: bool = False) -> Table:
     for label, method in dict.fromkeys((row["variant"], row["method"]) for row in run.metrics()):
         own = [row for row in run.metrics() if (row["variant"], row["method"]) == (label, method)]
         if change:
-            own = [row | {"metric": row["metric"][:-7]} for row in own if row["metric"].endswith("_change")]
+            own = changes(own)
         own = [row for row in own if row.get("seed", "all") == "all"]
         if own:
             rows.append(measured(named(label, method), own, shown) | {"n": count})
@@ -232,12 +232,11 @@ def designs(preset: Preset, record: bool = False) -> Table:
     """Ways to show the reference (AnimateAnyone's Table 3), below them how each differs from the reference network."""
     run, shown = reference_designs.compare(preset, record=record), reference_designs.MEASURES
     n, rows = f"{len(run.config['seeds'])} × {reference_designs.CLIPS}", []
-    for ending, words in (("", "{}"), ("_change", "{}, against reference network")):
-        for design, label in reference_designs.DESIGNS.items():
-            called = {metric + ending: metric for metric in shown}
-            found = [row for row in run.metrics() if row["design"] == design and row["metric"] in called]
-            if own := [row | {"metric": called[row["metric"]]} for row in found]:
-                rows.append(measured(words.format(label), own, shown) | {"n": n})
+    own = {design: [row for row in run.metrics() if row["design"] == design] for design in reference_designs.DESIGNS}
+    for design, label in reference_designs.DESIGNS.items():
+        rows.append(measured(label, own[design], shown) | {"n": n})
+    for design, label in list(reference_designs.DESIGNS.items())[:-1]:
+        rows.append(measured(f"{label}, against reference network", changes(own[design]), shown) | {"n": n})
     return frame(rows, tuple(COLUMNS[metric][0] for metric in shown))
 
 
@@ -289,6 +288,13 @@ def measured(method: str, recorded: Iterable[Mapping[str, Any]], metrics: Iterab
     found = {COLUMNS[metric][0]: cell(values[metric], COLUMNS[metric][1]) for metric in metrics if metric in values}
     n = next((str(values[metric]["n"]) for metric in metrics if values.get(metric, {}).get("n")), NOTHING)
     return {"method": method, "source": "measured here", **found, "n": n}
+
+
+def changes(recorded: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The rows ``<metric>_change`` among those recorded, each as one of its metric."""
+    ending = "_change"
+    found = [row for row in recorded if row["metric"].endswith(ending)]
+    return [row | {"metric": row["metric"].removesuffix(ending)} for row in found]
 
 
 def cell(row: Mapping[str, Any], digits: int) -> str:

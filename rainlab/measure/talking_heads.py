@@ -165,9 +165,7 @@ def differences(run: runs.Run) -> tables.Table:
     """How students differ from the one as published, of a run of :func:`rainlab.measure.students.compare`."""
     rows = []
     for label in dict.fromkeys(row["student"] for row in run.metrics()):
-        own = [
-            row | {"metric": row["metric"].removesuffix("_change")} for row in run.metrics() if row["student"] == label
-        ]
+        own = tables.changes(row for row in run.metrics() if row["student"] == label)
         rows.append(tables.measured(f"{label} − {run.config['base']}", own, students.MEASURES))
     return tables.frame(rows, [tables.COLUMNS[metric][0] for metric in students.MEASURES])
 
