@@ -28,6 +28,7 @@ from rainlab.provenance import code, made_with
 FILES = ("config.json", "metrics.json", "provenance.json")  # written in this order: the last one makes a run finished
 SOURCE = Path(__file__).parents[1]  # the code that runs, wherever it was started
 VALUES = "values.json"  # of a measurement: measure -> one value a clip
+PICTURES = "pictures.png"  # of a measurement: what weights made that do not come with the repository
 
 
 def folder() -> Path:
@@ -252,12 +253,12 @@ def find(name: str, /, **config_filter: Any) -> Run | None:
 
 
 def publish(run: Run) -> Path:
-    """Copy the JSON files of a finished run to `published()`, where they are committed; returns the folder."""
+    """Copy a finished run, but for weights, to `published()`, where it is committed; returns the folder."""
     if not run.finished:
         raise ValueError(f"run {run.id}: got an unfinished run, expected a finished one: call finish() first")
     target = published() / run.id
     if target != run.path:
-        for file in (*FILES, *([VALUES] if (run.path / VALUES).is_file() else [])):
+        for file in (*FILES, *(name for name in (VALUES, PICTURES) if (run.path / name).is_file())):
             with atomic_path(target / file) as temporary:
                 shutil.copyfile(run.path / file, temporary)
     return target

@@ -297,13 +297,13 @@ def test_find_orders_runs_of_the_same_second_by_id():
     assert runs.find("eval").id == max(ids)
 
 
-def test_publish_copies_the_json_files_and_readers_prefer_the_local_run(project):
+def test_publish_copies_all_but_weights_and_readers_prefer_the_local_run(project):
     run = finished(value=1.0)
-    (run.path / runs.VALUES).write_text("{}")
-    (run.path / "model.safetensors").write_text("weights")
+    for beside in (runs.VALUES, runs.PICTURES, "model.safetensors"):
+        (run.path / beside).write_text("{}")
     copy = runs.publish(run)
     assert copy == project / "figures" / "runs" / run.id == runs.publish(run)
-    assert sorted(file.name for file in copy.iterdir()) == sorted([*runs.FILES, runs.VALUES])
+    assert sorted(file.name for file in copy.iterdir()) == sorted([*runs.FILES, runs.VALUES, runs.PICTURES])
     newer = finished(config={"seed": 9}, date="9999-01-01T00:00:00+00:00")
     runs.publish(newer)
     newer.clear()

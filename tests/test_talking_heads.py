@@ -30,9 +30,13 @@ def folder(tmp_path_factory):
 
 
 def test_every_system_makes_the_same_moments():
-    made = talking_heads.films(*GIVEN, 1, 8)
-    mask, _ = made.pop("mask")
+    with pytest.raises(FileNotFoundError, match="no finished run student"):
+        talking_heads.films(*GIVEN, 1, 8)
+    made, mask, inside = talking_heads.films(*GIVEN, 1, 8, record=True)
     assert [*made] == [*talking_heads.METHODS] and mask.shape == (8, 32, 32) and 0.1 < mask.mean() < 0.9
+    assert 0.02 < inside.mean() < mask.mean() and not (inside & ~mask).any()
+    alone = talking_heads.films(*GIVEN, 1, 8, (0,)).made["THA3"][0]
+    assert np.array_equal(alone, made["THA3"][0][:1])
     truth = morphing.driven(CONFIG, [1], 8, micro.model(CONFIG), ways=[])[1]["truth"][0]
     for method, (frames, theirs) in made.items():
         if method in rotators.DESIGNS:
@@ -58,9 +62,15 @@ def test_the_comparison_is_recorded_and_shown():
         each = [run.value(name, method=method, character=number)["value"] for number in (0, 1)]
         assert row["value"] == pytest.approx(np.mean(each))
     assert talking_heads.compare(*GIVEN, (0, 1), 8, record=True).metrics() == run.metrics()
+    kept = talking_heads.pictures(run)
+    assert [*kept] == ["truth", *talking_heads.METHODS]
+    assert {x.shape for x in kept.values()} == {(talking_heads.MOMENTS, 16, 16, 3)}
     alone = talking_heads.compare(*GIVEN, (0,), 8, record=True)
-    made = talking_heads.films(*GIVEN, 0, 8)
-    mask = metrics.smaller(made["mask"][0][None, 1:], (16, 16))  # without the frame that is given
+    made, mask, _ = talking_heads.films(*GIVEN, 0, 8)
+    for method, row in {"truth": made["copy"][1], "rain": made["rain"][0], "THA3": made["THA3"][0][0]}.items():
+        small = talking_heads._small(row[None])[0].numpy()  # eight moments are all of them
+        assert np.abs(255 * small - kept[method]).max() < 1
+    mask = metrics.smaller(mask[None, 1:], (16, 16))  # without the frame that is given
     for method in ("copy", "rain", "student"):
         ours, theirs = (talking_heads._small(x[None, 1:]) for x in made[method])
         by_hand = metrics.psnr(ours, theirs, mask)[0]

@@ -53,7 +53,8 @@ class Recipe:
     face: tuple[int, int] = (128, 8)  # width and sine layers of the face
     widths: tuple[tuple[int, ...], ...] = siren.WIDTHS
     face_rate: float = 1.0  # what the paper's learning rates of a face are multiplied by,
-    body_rate: float = 1.0  # and those of a body
+    body_rate: float = 1.0  # and those of a body,
+    flat_rates: tuple[float, float] = (1.0, 1.0)  # or of the other ARCHITECTURES in its place
 
 
 RECIPES = {
@@ -98,10 +99,15 @@ def student(
         network = _untrained(given, chosen, architecture, seed)
         if not own_face:
             network = replace(network, face=load(student(character, recipe, True, seed=seed)).face)
-        network = _train(run, given, network, chosen, model, with_face=own_face)
+        network = _train(run, given, network, chosen, model, body_rate(chosen, architecture), with_face=own_face)
         measure(run, network, lessons(character, chosen, "test"), given)
 
     return runs.made(make, record, None, "student", config, VERSION, inputs)
+
+
+def body_rate(recipe: Recipe, architecture: str) -> float:
+    """What the learning rates of a body, or of what takes its place, are multiplied by: layers in a row take less."""
+    return dict(zip(ARCHITECTURES, (recipe.body_rate, *recipe.flat_rates), strict=True))[architecture]
 
 
 def own(picture: str | Path, teacher: str | Path, recipe: str | Recipe = "paper", record: bool = False) -> runs.Run:
@@ -130,7 +136,7 @@ def own(picture: str | Path, teacher: str | Path, recipe: str | Recipe = "paper"
         given = says(tha_distill.natural_poses(chosen.lessons))
         torch.manual_seed(0)
         network = tha.Student(character, *parts(chosen, ARCHITECTURES[0], tha.FACE), tha.CORNER)
-        network = _train(run, given, network, chosen, "G", place)
+        network = _train(run, given, network, chosen, "G", chosen.body_rate, place)
         measure(run, network, says(tha_distill.natural_poses(chosen.tests, split="test")), given)
 
     return runs.made(make, record, None, "student", config, VERSION, {"picture": digest(picture)} | files)
@@ -168,22 +174,23 @@ def _train(
     network: tha.Student | siren.FaceMorpher,
     recipe: Recipe,
     model: str,
+    rate: float,
     place: torch.device | str = "cpu",
     with_face: bool = True,
 ) -> tha.Student | siren.FaceMorpher:
-    """Train in a run, resuming; weights and curves are kept there. ``place``: where. ``with_face``: or body alone."""
+    """Train in a run, resuming; weights and curves are kept there. ``rate``: of the body. ``place``: where."""
     curves, state = {}, {name: run.path / f"{name}.safetensors" for name in ("face", "body", "whole")}
     if isinstance(network, tha.Student):
         face, body = network.face.to(place), network.body.to(place)
         if with_face:
             chosen = recipe.face_examples, state["face"], recipe.face_rate
             curves["face"] = tha_distill.train_face(face, given, network.corner, *chosen)
-        chosen = recipe.body_examples, state["body"], phases_of(model), recipe.body_rate
+        chosen = recipe.body_examples, state["body"], phases_of(model), rate
         curves["body"] = tha_distill.train_body(body, given, *chosen)
         for part in (face, body):
             part.cpu()
     else:
-        chosen = recipe.body_examples, state["whole"], recipe.body_rate
+        chosen = recipe.body_examples, state["whole"], rate
         curves["whole"] = tha_distill.train_whole(network, given, *chosen)
     write_tensors(run.path / weights.NAME, _tensors(network))
     for part, curve in curves.items():
@@ -206,7 +213,10 @@ def _config(character: int, recipe: str | Recipe, architecture: str, model: str,
     for name, value, known in (("architecture", architecture, ARCHITECTURES), ("model", model, MODELS)):
         if value not in known:
             raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(known)}")
-    config = {"character": character, "recipe": asdict(recipe_of(recipe)), "architecture": architecture, "model": model}
+    chosen = asdict(recipe_of(recipe))
+    if architecture == ARCHITECTURES[0]:
+        del chosen["flat_rates"]
+    config = {"character": character, "recipe": chosen, "architecture": architecture, "model": model}
     config |= {"seed": seed, "distillation": tha_distill.VERSION}
     return config | {"studio": body.VERSION, "face": face.VERSION}
 

@@ -9,15 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from rainlab import runs
 from rainlab.baselines import tha_distill
 from rainlab.config import Preset, identity
 from rainlab.data import landmarks
 from rainlab.data.studio import face
+from rainlab.files import atomic_path
 from rainlab.measure import evaluate, metrics, morphing, reported, rotators, students, tables
 from rainlab.training import stages
 
@@ -25,6 +28,7 @@ VERSION = 1
 PROTOCOL = "talking-heads-1"
 CHARACTERS = (0, 1, 2)
 SIZE = (64, 64)  # at which all are compared
+MOMENTS = 8  # of a motion that are kept to be looked at
 METHODS = {
     "copy": "the character at rest",
     "THA3": "THA3",
@@ -34,6 +38,16 @@ METHODS = {
     "animate_anyone": "AnimateAnyone",
 }
 MEASURES = ("psnr_fg", "ssim_fg", "psnr_face", "ssim_face")
+
+
+class Films(NamedTuple):
+    """A character in a motion, by all METHODS."""
+
+    made: dict[str, tuple[np.ndarray, np.ndarray]]
+    """Method -> (what it makes, the truth as it is shown there), uint8 ``(f, h, w, 3)``, of whatever size; of a rotator
+    what each of its trainings makes, ``(trainings, f, h, w, 3)``."""
+    mask: np.ndarray  # bool (f, h, w): the true foreground,
+    face: np.ndarray  # and what of it lies in the square in which the face moves
 
 
 def compare(
@@ -51,6 +65,7 @@ def compare(
     the true face and only turn it, means over their trainings; a student learned its character; the others get one
     picture and the character's own dots. Metrics MEASURES, label ``method``; "face": inside the square in which a face
     moves, too. n: characters; and of each, label ``character``. Characters as few as these have no honest interval.
+    Of the first of them some moments are kept to be looked at (:func:`pictures`).
 
     ``record``: as in :func:`rainlab.measure.evaluate.measure`; it trains what is not trained.
     """
@@ -66,7 +81,12 @@ def compare(
 
     def make(run: runs.Run) -> None:
         stages.finished(animate, "stage2", evaluate.device())
-        each = {number: _values(preset, recipe, rotator, number, frames) for number in characters}
+        each = {}
+        for number in characters:
+            shown = films(preset, recipe, rotator, number, frames, record=True)
+            if number == characters[0]:
+                _keep(run, shown)
+            each[number] = _values(shown)
         for method in METHODS:
             for name in MEASURES:
                 values = [each[number][method][name] for number in characters]
@@ -78,16 +98,22 @@ def compare(
 
 
 def films(
-    preset: Preset, recipe: str | students.Recipe, rotator: rotators.Recipe, number: int, frames: int
-) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Method -> (what it makes, the truth as it is shown there), uint8 ``(f, h, w, 3)``; "mask": twice the foreground.
+    preset: Preset,
+    recipe: str | students.Recipe,
+    rotator: rotators.Recipe,
+    number: int,
+    frames: int,
+    trainings: Sequence[int] = rotators.SEEDS,
+    record: bool = False,
+) -> Films:
+    """A held-out character in a motion of its own, by all METHODS; of rotators by these ``trainings``.
 
-    Of a rotator what each training makes, ``(trainings, f, h, w, 3)``. What is not trained is trained.
+    ``record``: as in :func:`rainlab.measure.evaluate.measure`, for student and rotators.
     """
     who, _, pose = morphing.cast(number, frames)
     size = preset.data.size
     clip = face.render(who, pose=pose, size=size)
-    truth = clip.frames[0].numpy()
+    truth, mask = clip.frames[0].numpy(), clip.mask[0].numpy()
     dots = morphing.pair(number, frames)[1]
     radius = landmarks.dot_radius(clip.landmarks[0, 0].numpy(), size[0])
     drawn = np.stack([landmarks.draw(each, size, radius) for each in dots])
@@ -95,45 +121,53 @@ def films(
     made = {"copy": (truth[:1].repeat(frames, 0), truth)}
     made |= {method: (evaluate.generate(preset, method, held)[0], truth) for method in ("rain", "animate_anyone")}
 
-    chosen = students.recipe_of(recipe)
-    network = students.load(students.student(number, recipe, record=True))
-    own = tha_distill.studio_lessons(who, pose[0], chosen.size)
+    network = students.load(students.student(number, recipe, record))
+    own = tha_distill.studio_lessons(who, pose[0], network.body.size)
     made["student"] = students.pictures(network, own.pose), students.shown(own.final)
-    given = own if chosen.size == rotator.size else tha_distill.studio_lessons(who, pose[0], rotator.size)
+    given = own if network.body.size == rotator.size else tha_distill.studio_lessons(who, pose[0], rotator.size)
     for design in rotators.DESIGNS:
         each = []
-        for seed in rotators.SEEDS:
-            turning = rotators.load(rotators.rotator(design, seed, rotator, record=True), rotator)
+        for seed in trainings:
+            turning = rotators.load(rotators.rotator(design, seed, rotator, record), rotator)
             each.append(students.shown(rotators.turn_all(turning, given.faced, given.pose)))
         made[design] = np.stack(each), students.shown(given.final)
-    mask = clip.mask[0].numpy()
-    return {method: made[method] for method in METHODS} | {"mask": (mask, mask)}
-
-
-def _values(*given) -> dict[str, dict[str, float]]:
-    """Method -> measure -> value of a character."""
-    made = films(*given)
-    mask, _ = made.pop("mask")
-    recipe, number = given[1], given[3]
-    learned = students.load(students.student(number, recipe, record=True))
-    (top, left), side = learned.corner, learned.face.size
-    scale = mask.shape[1] / learned.body.size
-    low, high = ([round(x * scale) for x in corner] for corner in ((top, left), (top + side, left + side)))
+    scale = size[0] / network.body.size
+    low, high = ([round((x + side) * scale) for x in network.corner] for side in (0, network.face.size))
     square = np.zeros_like(mask)
     square[:, low[0] : high[0], low[1] : high[1]] = True
+    return Films({method: made[method] for method in METHODS}, mask, mask & square)
+
+
+def _values(shown: Films) -> dict[str, dict[str, float]]:
+    """Method -> measure -> value of a character."""
+    inside = {"fg": _small(shown.mask[None, 1:]), "face": _small(shown.face[None, 1:])}
+    outside = ~inside["fg"][..., None]
     values: dict[str, dict[str, float]] = {}
-    for method, pair in made.items():
-        ours, theirs = pair if pair[0].ndim == 5 else (pair[0][None], pair[1])
-        ours = _small(ours[:, 1:])
-        theirs = _small(theirs[None, 1:]).expand_as(ours)
-        inside = {"fg": _small(mask[None, 1:]), "face": _small((mask & square)[None, 1:])}
-        outside = ~inside["fg"][..., None]
-        ours, theirs = (x.masked_fill(outside, 1.0) for x in (ours, theirs))
+    for method, (made, truth) in shown.made.items():
+        ours = _small((made if made.ndim == 5 else made[None])[:, 1:])
+        ours, theirs = (x.masked_fill(outside, 1.0) for x in (ours, _small(truth[None, 1:]).expand_as(ours)))
         for part, where in inside.items():
             for name, function in (("psnr", metrics.psnr), ("ssim", metrics.ssim)):
                 found = function(ours, theirs, where.expand(ours.shape[:-1]))
                 values.setdefault(method, {})[f"{name}_{part}"] = float(found.mean())
     return values
+
+
+def _keep(run: runs.Run, shown: Films) -> None:
+    """Moments of a character, a row each of the truth and what METHODS make, of a rotator the first training."""
+    rows = [shown.made["copy"][1], *(made if made.ndim == 4 else made[0] for made, _ in shown.made.values())]
+    at = np.linspace(0, len(shown.mask) - 1, MOMENTS).round().astype(int)
+    small = np.stack([(255 * _small(row[None, at])[0].numpy()).round().astype(np.uint8) for row in rows])
+    with atomic_path(run.path / runs.PICTURES) as temporary:
+        Image.fromarray(np.concatenate(np.concatenate(small, 1), 1)).save(temporary, "png")
+
+
+def pictures(run: runs.Run) -> dict[str, np.ndarray]:
+    """What a run of :func:`compare` kept: "truth" or of METHODS -> uint8 (MOMENTS, h, w, 3), the first character."""
+    with Image.open(run.path / runs.PICTURES) as picture:
+        sheet = np.asarray(picture.convert("RGB"))
+    parts = sheet.reshape(1 + len(METHODS), SIZE[0], MOMENTS, SIZE[1], 3).swapaxes(1, 2)
+    return dict(zip(("truth", *METHODS), parts, strict=True))
 
 
 def _small(x: np.ndarray) -> torch.Tensor:
