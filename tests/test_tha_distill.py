@@ -12,6 +12,10 @@ SEED = body.split_seeds("val", 1, 3)
 CORNER, FACE = (8, 8), 16
 
 
+def wide_body():
+    return siren.BodyMorpher(((16, 16), (16, 16)), 32)
+
+
 def student_body():
     torch.manual_seed(0)
     return siren.BodyMorpher(((16, 12), (12, 8)), 32)
@@ -109,15 +113,33 @@ def test_who_draws_first_can_train_later(lessons):
         assert len(train(network)) == 1 and len(train(network)) == 1  # frozen by the first, it learns again
 
 
-def test_a_shorter_training_goes_in_longer_strides(lessons):
-    moved = []
+@pytest.mark.parametrize("matrix_rate", [0.0, 1e-3])
+def test_a_shorter_training_goes_in_longer_strides(lessons, matrix_rate):
+    moved, turned = [], []
     for rate in (1.0, 5.0):
         torch.manual_seed(0)
-        network = student_body()
-        before = network.last_linear.weight.detach().clone()
-        tha_distill.train_body(network, lessons, tha_distill.BATCH, rate=rate)  # one step
-        moved.append(network.last_linear.weight - before)
+        network = wide_body()
+        inner = network.siren_layers[0][1].linear.weight
+        before = [x.detach().clone() for x in (network.last_linear.weight, inner)]
+        strides = tha_distill.Strides(rate, matrix_rate)
+        tha_distill.train_body(network, lessons, tha_distill.BATCH, strides=strides)  # one step
+        moved.append(network.last_linear.weight - before[0])
+        turned.append(inner - before[1])
     torch.testing.assert_close(moved[1], 5 * moved[0], rtol=1e-3, atol=1e-7)
+    if matrix_rate:  # however the rest goes: nearly all directions as far
+        torch.testing.assert_close(turned[1], turned[0])
+        spread = torch.linalg.svdvals(turned[0].flatten(1))
+        assert 0.5 * matrix_rate < spread.median() and spread.max() < 1.5 * matrix_rate
+    else:
+        torch.testing.assert_close(turned[1], 5 * turned[0], rtol=1e-3, atol=1e-7)
+
+
+def test_rates_with_muon_rise_and_fall_along_straight_lines():
+    rates = [tha_distill._rate(tha_distill.Strides(6.0, 1e-3), tha_distill.BODY_RATES, i, 100) for i in range(100)]
+    assert np.allclose(rates[:5], 6e-4 * np.arange(1, 6) / 5) and np.allclose(rates[5:41], 6e-4)
+    assert np.allclose(rates[40:], 6e-4 * np.arange(60, 0, -1) / 60)
+    plain = [tha_distill._rate(tha_distill.Strides(2.0), tha_distill.FACE_RATES, i, 10) for i in (0, 2, 5, 8)]
+    assert np.allclose(plain, [2e-4, 2e-4 / 3, 2e-5, 2e-5 / 3])
 
 
 def test_lessons_of_the_published_teacher():
@@ -135,15 +157,18 @@ def test_lessons_of_the_published_teacher():
         torch.testing.assert_close(getattr(made, name), (factor * shade.expand(3, 4, 8, 8)).half())
 
 
+@pytest.mark.parametrize("matrix_rate", [0.0, 3e-3])
 @pytest.mark.parametrize("part", ["face", "body"])
-def test_a_training_learns_and_goes_on_where_it_stopped(lessons, part, tmp_path, monkeypatch):
+def test_a_training_learns_and_goes_on_where_it_stopped(lessons, part, matrix_rate, tmp_path, monkeypatch):
+    strides = tha_distill.Strides(1.0, matrix_rate)
+
     def train(examples, state=None):
         torch.manual_seed(0)
         if part == "body":
-            network = student_body()
-            return network, tha_distill.train_body(network, lessons, examples, state, ((0, (1.0, 1.0, 1.0, 1.0)),))
+            network, even = student_body(), ((0, (1.0, 1.0, 1.0, 1.0)),)
+            return network, tha_distill.train_body(network, lessons, examples, state, even, strides)
         network = siren.FaceMorpher(24, 3, FACE)
-        return network, tha_distill.train_face(network, lessons, CORNER, examples, state)
+        return network, tha_distill.train_face(network, lessons, CORNER, examples, state, strides)
 
     monkeypatch.setattr(tha_distill, "SAVED", 10)
     monkeypatch.setattr(tha_distill, "FACE_RATES", ((0, 5e-3),))

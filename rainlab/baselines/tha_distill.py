@@ -25,6 +25,7 @@ from rainlab.baselines import siren, tha, tha_teacher
 from rainlab.data.studio import body, face
 from rainlab.data.studio.expression import POSE, expressions
 from rainlab.method.checkpoint import write_tensors
+from rainlab.training import optim
 
 VERSION = 1  # raised when the same recipe gives another student
 FACE_RATES = ((0, 1e-4), (0.2, 1e-4 / 3), (0.5, 1e-5), (0.8, 1e-5 / 3))  # from which share of the examples on
@@ -34,6 +35,24 @@ PHASES = ((0, (0.5, 0.25, 2.0, 0.25)), (4 / 15, (5.0, 2.5, 1.0, 1.0)), (8 / 15, 
 MOVABLE = 20.0  # weight of what moves in a face
 BATCH = 8
 SAVED = 2000  # steps between two saved states, or a fifth of a shorter training
+MOMENTUM = 0.95  # of Muon
+RISE, FALL = 0.05, 0.6  # shares of a training with Muon in which its rates rise to their height, and fall to nothing
+
+
+@dataclass(frozen=True)
+class Strides:
+    """How far each step of a training goes: as in the paper, or with Muon, which needs a fraction of the steps.
+
+    rate: what the paper's learning rates are multiplied by (Adam, falling in steps; section 4.2).
+    matrix_rate: where not 0, Muon (:mod:`rainlab.training.optim`) with this for matrices, ``rate`` times the paper's
+        first for all else, both rising and falling along straight lines.
+    """
+
+    rate: float = 1.0
+    matrix_rate: float = 0.0
+
+
+PAPER = Strides()
 
 
 @dataclass(frozen=True)
@@ -153,7 +172,7 @@ def train_face(
     corner: tuple[int, int],
     examples: int,
     state: Path | None = None,
-    rate: float = 1.0,
+    strides: Strides = PAPER,
 ) -> list[float]:
     """Train a face on lessons' faces, cut out at ``corner``; returns the loss of each step. Options as for `_fit`."""
     faces, moves = _cut(lessons.faced, corner, network.size), movable(lessons, corner, network.size)
@@ -162,7 +181,7 @@ def train_face(
         made = network(lessons.pose[numbers].to(_of(network)))
         yield face_loss(made, faces[numbers].to(made), moves.to(made))
 
-    return _fit(network, losses, FACE_RATES, lessons, examples, "face", state, rate)
+    return _fit(network, losses, FACE_RATES, lessons, examples, "face", state, strides)
 
 
 def train_body(
@@ -171,7 +190,7 @@ def train_body(
     examples: int,
     state: Path | None = None,
     phases: Sequence[tuple[float, Sequence[float]]] = PHASES,
-    rate: float = 1.0,
+    strides: Strides = PAPER,
 ) -> list[float]:
     """Train a body on lessons; returns the loss of each step. Options as for `_fit`; ``phases``: like PHASES."""
 
@@ -180,11 +199,11 @@ def train_body(
             drawn = network(*(x[number].to(_of(network)) for x in (lessons.faced, lessons.pose)))
             yield body_loss(drawn, lessons, number, value_at(phases, share)) / len(numbers)
 
-    return _fit(network, losses, BODY_RATES, lessons, examples, "body", state, rate)
+    return _fit(network, losses, BODY_RATES, lessons, examples, "body", state, strides)
 
 
 def train_whole(
-    network: siren.FaceMorpher, lessons: Lessons, examples: int, state: Path | None = None, rate: float = 1.0
+    network: siren.FaceMorpher, lessons: Lessons, examples: int, state: Path | None = None, strides: Strides = PAPER
 ) -> list[float]:
     """Train one network of sine layers to paint all of the final picture (section 5.2).
 
@@ -197,39 +216,53 @@ def train_whole(
             made = network(lessons.pose[number].to(_of(network)))
             yield face_loss(made, lessons.final[number].to(made), moves.to(made)) / len(numbers)
 
-    return _fit(network, losses, BODY_RATES, lessons, examples, "whole", state, rate)
+    return _fit(network, losses, BODY_RATES, lessons, examples, "whole", state, strides)
 
 
 def _fit(
-    network: nn.Module, losses, rates, lessons: Lessons, examples: int, what: str, state: Path | None, rate: float
+    network: nn.Module, losses, rates, lessons: Lessons, examples: int, what: str, state: Path | None, strides: Strides
 ) -> list[float]:
-    """Adam on BATCH lessons a step, drawn by step so that a training goes on from ``state`` as if never interrupted.
+    """Train on BATCH lessons a step, drawn by step so that a training goes on from ``state`` as if never interrupted.
 
     ``losses``: numbers of lessons and the share of the training behind it -> parts of their loss, which are summed, one
-    in memory at a time. ``rate``: what the paper's are multiplied by, for a training that is shorter. ValueError if
-    ``state`` is of another.
+    in memory at a time. ``rates``: the paper's. ValueError if ``state`` is of another training.
     """
     network.train().requires_grad_(True)
     parameters = dict(network.named_parameters())
-    adam, curve = torch.optim.Adam(parameters.values(), rates[0][1]), []
-    steps, of = -(-examples // BATCH), f"{what}, {examples} examples, rate {rate:g}, {_fingerprint(lessons)}"
+    optimizer, curve = _optimizer(parameters, strides, rates[0][1]), []
+    steps, of = -(-examples // BATCH), f"{what}, {examples} examples, {strides}, {_fingerprint(lessons)}"
     if state and state.exists():
-        curve = _restore(parameters, adam, state, of)
+        curve = _restore(parameters, optimizer, state, of)
     for step in tqdm(range(len(curve), steps), what, steps, initial=len(curve), leave=False):
         numbers = torch.from_numpy(np.random.default_rng([7, step]).integers(len(lessons), size=BATCH))
-        for group in adam.param_groups:
-            group["lr"] = rate * value_at(rates, step / steps)
-        adam.zero_grad()
+        for group in optimizer.param_groups:
+            group["lr"] = group.get("share", 1.0) * _rate(strides, rates, step, steps)
+        optimizer.zero_grad()
         total = 0.0
         for value in losses(numbers, step / steps):
             value.backward()
             total += value.item()
-        adam.step()
+        optimizer.step()
         curve.append(total)
         if state and ((step + 1) % min(SAVED, max(1, steps // 5)) == 0 or step + 1 == steps):
-            _save(parameters, adam, curve, state, of)
+            _save(parameters, optimizer, curve, state, of)
     network.eval().requires_grad_(False)
     return curve
+
+
+def _optimizer(parameters: dict[str, Tensor], strides: Strides, rate: float) -> torch.optim.Optimizer:
+    if not strides.matrix_rate:
+        return torch.optim.Adam(parameters.values(), rate)
+    matrices = {name: p for name, p in parameters.items() if optim.is_matrix(name, p)}
+    others = [p for name, p in parameters.items() if name not in matrices]
+    return optim.Muon(matrices.values(), others, strides.rate * rate, strides.matrix_rate, MOMENTUM, weight_decay=0.0)
+
+
+def _rate(strides: Strides, rates: Sequence[tuple[float, float]], step: int, steps: int) -> float:
+    """Learning rate of a step; with Muon that of what is no matrix."""
+    if not strides.matrix_rate:
+        return strides.rate * value_at(rates, step / steps)
+    return strides.rate * rates[0][1] * min((step + 1) / steps / RISE, 1.0, (1 - step / steps) / FALL)
 
 
 def _of(network: nn.Module) -> Tensor:
@@ -243,14 +276,16 @@ def _fingerprint(lessons: Lessons) -> str:
     return hashlib.sha256(b"".join(x.cpu().numpy().tobytes() for x in told)).hexdigest()[:16]
 
 
-def _save(parameters: dict[str, Tensor], adam: torch.optim.Adam, curve: list[float], path: Path, of: str) -> None:
+def _save(
+    parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer, curve: list[float], path: Path, of: str
+) -> None:
     tensors = {f"parameter/{name}": tensor for name, tensor in parameters.items()}
     for name, tensor in parameters.items():
-        tensors |= {f"{key}/{name}": torch.as_tensor(value) for key, value in adam.state[tensor].items()}
+        tensors |= {f"{key}/{name}": torch.as_tensor(value) for key, value in optimizer.state[tensor].items()}
     write_tensors(path, tensors, {"curve": json.dumps(curve), "of": of})
 
 
-def _restore(parameters: dict[str, Tensor], adam: torch.optim.Adam, path: Path, of: str) -> list[float]:
+def _restore(parameters: dict[str, Tensor], optimizer: torch.optim.Optimizer, path: Path, of: str) -> list[float]:
     with safe_open(path, "pt") as file, torch.no_grad():
         if (got := file.metadata().get("of")) != of:
             raise ValueError(
@@ -260,7 +295,7 @@ def _restore(parameters: dict[str, Tensor], adam: torch.optim.Adam, path: Path, 
             tensor.copy_(file.get_tensor(f"parameter/{name}"))
             keys = [key for key in file.keys() if key.endswith(f"/{name}") and not key.startswith("parameter/")]  # noqa: SIM118
             slots = {key.partition("/")[0]: file.get_tensor(key) for key in keys}
-            adam.state[tensor] = {slot: x if slot == "step" else x.to(tensor.device) for slot, x in slots.items()}
+            optimizer.state[tensor] = {slot: x if slot == "step" else x.to(tensor.device) for slot, x in slots.items()}
         return json.loads(file.metadata()["curve"])
 
 

@@ -36,7 +36,7 @@ DIGESTS = {
     "face-openings-1": "02fbd4738977",
     "zero-shot-1": "de7e0aad6b10",
     "designs-1": "443207e69eaa",
-    "students-1": "f4cecc49bfc8",
+    "students-1": "bbb5479cbbd0",
     "rotators-1": "29a4fe54ad8e",
     "talking-heads-1": "d369d3198be2",
 }

@@ -35,7 +35,7 @@ ARCHITECTURES = ("Section 4.1", "Section 4.1 w/o multi-res", "Vanilla SIREN")
 MODELS = {"A": (2,), "B": (1,), "C": (1, 2), "D": (0,), "E": (0, 2), "F": (0, 1), "G": (0, 1, 2)}
 """Table 7: which phases of training a model of that name has."""
 HALF = tuple(tuple(width // 2 for width in level) for level in siren.WIDTHS)
-RATES = (6.0, 6.0)  # of face and body, found on another character's poses: 20 is too much
+FAST = tha_distill.Strides(6.0, 1e-3)  # found on another character's poses: twice or three times as far is too far
 MEASURES = ("psnr_fg", "ssim_fg", "psnr_face", "psnr", "ssim", "sharpness_error")
 COMPARED = {"architectures": ARCHITECTURES, "models": tuple(MODELS)}
 """What :func:`compare` compares, with the student as published the first or the last of them."""
@@ -52,14 +52,12 @@ class Recipe:
     body_examples: int = 80_000
     face: tuple[int, int] = (128, 8)  # width and sine layers of the face
     widths: tuple[tuple[int, ...], ...] = siren.WIDTHS
-    face_rate: float = 1.0  # what the paper's learning rates of a face are multiplied by,
-    body_rate: float = 1.0  # and those of a body,
-    flat_rates: tuple[float, float] = (1.0, 1.0)  # or of the other ARCHITECTURES in its place
+    strides: tha_distill.Strides = tha_distill.PAPER
 
 
 RECIPES = {
-    "tiny": Recipe(64, 1000, 100, 40_000, 16_000, (64, 8), HALF, *RATES),
-    "small": Recipe(face_rate=RATES[0], body_rate=RATES[1]),
+    "tiny": Recipe(64, 1000, 100, 24_000, 12_000, (64, 8), HALF, FAST),
+    "small": Recipe(128, 2000, 200, 40_000, 32_000, (128, 8), HALF, FAST),
     # section 4.2, but for the lessons, which are made once and kept in memory: 7 MB a pose at this size
     "paper": Recipe(512, 2000, 1000, 1_000_000, 1_500_000),
 }
@@ -99,15 +97,10 @@ def student(
         network = _untrained(given, chosen, architecture, seed)
         if not own_face:
             network = replace(network, face=load(student(character, recipe, True, seed=seed)).face)
-        network = _train(run, given, network, chosen, model, body_rate(chosen, architecture), with_face=own_face)
+        network = _train(run, given, network, chosen, model, with_face=own_face)
         measure(run, network, lessons(character, chosen, "test"), given)
 
     return runs.made(make, record, None, "student", config, VERSION, inputs)
-
-
-def body_rate(recipe: Recipe, architecture: str) -> float:
-    """What the learning rates of a body, or of what takes its place, are multiplied by: layers in a row take less."""
-    return dict(zip(ARCHITECTURES, (recipe.body_rate, *recipe.flat_rates), strict=True))[architecture]
 
 
 def own(picture: str | Path, teacher: str | Path, recipe: str | Recipe = "paper", record: bool = False) -> runs.Run:
@@ -136,7 +129,7 @@ def own(picture: str | Path, teacher: str | Path, recipe: str | Recipe = "paper"
         given = says(tha_distill.natural_poses(chosen.lessons))
         torch.manual_seed(0)
         network = tha.Student(character, *parts(chosen, ARCHITECTURES[0], tha.FACE), tha.CORNER)
-        network = _train(run, given, network, chosen, "G", chosen.body_rate, place)
+        network = _train(run, given, network, chosen, "G", place)
         measure(run, network, says(tha_distill.natural_poses(chosen.tests, split="test")), given)
 
     return runs.made(make, record, None, "student", config, VERSION, {"picture": digest(picture)} | files)
@@ -174,23 +167,22 @@ def _train(
     network: tha.Student | siren.FaceMorpher,
     recipe: Recipe,
     model: str,
-    rate: float,
     place: torch.device | str = "cpu",
     with_face: bool = True,
 ) -> tha.Student | siren.FaceMorpher:
-    """Train in a run, resuming; weights and curves are kept there. ``rate``: of the body. ``place``: where."""
+    """Train in a run, resuming; weights and curves are kept there. ``place``: where. ``with_face``: or body alone."""
     curves, state = {}, {name: run.path / f"{name}.safetensors" for name in ("face", "body", "whole")}
     if isinstance(network, tha.Student):
         face, body = network.face.to(place), network.body.to(place)
         if with_face:
-            chosen = recipe.face_examples, state["face"], recipe.face_rate
+            chosen = recipe.face_examples, state["face"], recipe.strides
             curves["face"] = tha_distill.train_face(face, given, network.corner, *chosen)
-        chosen = recipe.body_examples, state["body"], phases_of(model), rate
+        chosen = recipe.body_examples, state["body"], phases_of(model), recipe.strides
         curves["body"] = tha_distill.train_body(body, given, *chosen)
         for part in (face, body):
             part.cpu()
     else:
-        chosen = recipe.body_examples, state["whole"], rate
+        chosen = recipe.body_examples, state["whole"], recipe.strides
         curves["whole"] = tha_distill.train_whole(network, given, *chosen)
     write_tensors(run.path / weights.NAME, _tensors(network))
     for part, curve in curves.items():
@@ -213,10 +205,7 @@ def _config(character: int, recipe: str | Recipe, architecture: str, model: str,
     for name, value, known in (("architecture", architecture, ARCHITECTURES), ("model", model, MODELS)):
         if value not in known:
             raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(known)}")
-    chosen = asdict(recipe_of(recipe))
-    if architecture == ARCHITECTURES[0]:
-        del chosen["flat_rates"]
-    config = {"character": character, "recipe": chosen, "architecture": architecture, "model": model}
+    config = {"character": character, "recipe": asdict(recipe_of(recipe)), "architecture": architecture, "model": model}
     config |= {"seed": seed, "distillation": tha_distill.VERSION}
     return config | {"studio": body.VERSION, "face": face.VERSION}
 
