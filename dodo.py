@@ -38,7 +38,6 @@ from rainlab.measure import (
     morphing,
     openings,
     reference_designs,
-    students,
     styling,
     systems,
     talking_heads,
@@ -137,7 +136,10 @@ if EVERYTHING:
 if PRESET in OTHERS:
     TRAININGS = MEASUREMENTS = {"task": Job(OTHERS[PRESET][0], RECORD, threads=2)}  # it trains and measures
     if EVERYTHING and PRESET == "face":  # students of its faces
-        MEASUREMENTS = TRAININGS | {"students": Job("80_tha_students", {"record": True}, ("task",))}
+        MEASUREMENTS = TRAININGS | {
+            "students": Job("80_tha_students", {"record": True}, ("task",)),
+            "distillation": Job("81_tha_distillation", RECORD, ("students",), threads=2),
+        }
 if RECORDING == "measured":  # on weights that are there
     kept = {name: job for name, job in MEASUREMENTS.items() if name != "ablations" or PRESET == ABLATED}
     MEASUREMENTS = {name: replace(job, after=tuple(x for x in job.after if x in kept)) for name, job in kept.items()}
@@ -281,7 +283,7 @@ def needed(preset: Preset) -> dict[str, set[str]]:
     """Run of a training whose weights come with the repository -> names that its file leaves out.
 
     All stages of the presets behind the tables, AnimateAnyone's and the first training of each of its designs where
-    they are trained; of OTHERS what a stream takes, no weights that a later stage replaces, and a student.
+    they are trained; of OTHERS what a stream takes, no weights that a later stage replaces, and students of a face.
     """
     ids = {stage: stages.run_id(preset, stage) for stage in stages.STAGES}
     if preset.name not in OTHERS:
@@ -290,8 +292,9 @@ def needed(preset: Preset) -> dict[str, set[str]]:
             beside += [stages.recorded(reference_designs.variant(preset, name), "stage1") for name in DESIGNS]
         return dict.fromkeys([*ids.values(), *(run.id for run in beside if run)], set())
     found, later = {}, set()
-    if preset.name == "face" and (run := runs.existing(students.student, 0, "tiny")):  # of its faces, to look at
-        found[run.id] = set()
+    if preset.name == "face":  # of its first face, to look at
+        every = (run for run in talking_heads.behind(preset) if run.name == "student")
+        found |= {run.id: set() for run in every if run.config["character"] == 0}
     for id in reversed(ids.values()):
         with suppress(FileNotFoundError):  # not shipped, so not needed
             if (names := set(weights.weights_of(id))) - later:

@@ -110,6 +110,9 @@ def films(
 
     ``record``: as in :func:`rainlab.measure.evaluate.measure`, for student and rotators.
     """
+    network = students.load(students.student(number, recipe, record))
+    each = [(design, seed) for design in rotators.DESIGNS for seed in trainings]
+    turning = {which: rotators.load(rotators.rotator(*which, rotator, record), rotator) for which in each}
     who, _, pose = morphing.cast(number, frames)
     size = preset.data.size
     clip = face.render(who, pose=pose, size=size)
@@ -121,16 +124,12 @@ def films(
     made = {"copy": (truth[:1].repeat(frames, 0), truth)}
     made |= {method: (evaluate.generate(preset, method, held)[0], truth) for method in ("rain", "animate_anyone")}
 
-    network = students.load(students.student(number, recipe, record))
     own = tha_distill.studio_lessons(who, pose[0], network.body.size)
     made["student"] = students.pictures(network, own.pose), students.shown(own.final)
     given = own if network.body.size == rotator.size else tha_distill.studio_lessons(who, pose[0], rotator.size)
+    shown = {which: students.shown(rotators.turn_all(one, given.faced, given.pose)) for which, one in turning.items()}
     for design in rotators.DESIGNS:
-        each = []
-        for seed in trainings:
-            turning = rotators.load(rotators.rotator(design, seed, rotator, record), rotator)
-            each.append(students.shown(rotators.turn_all(turning, given.faced, given.pose)))
-        made[design] = np.stack(each), students.shown(given.final)
+        made[design] = np.stack([shown[design, seed] for seed in trainings]), students.shown(given.final)
     scale = size[0] / network.body.size
     low, high = ([round((x + side) * scale) for x in network.corner] for side in (0, network.face.size))
     square = np.zeros_like(mask)
