@@ -63,8 +63,8 @@ ROOT = Path(__file__).parent
 CODE = [str(path) for path in sorted((ROOT / "rainlab").rglob("*.py"))]
 FULL = make_preset(PRESET)
 # runs of no preset that pages refer to
-ALONE = ("studio", "data_prep", "soak", "engine", "features", "fvd_null", "paper_scale", "plan", "plan_check",
-         "calibration", "openings", "talking_head", "student_speed")
+ALONE = ("studio", "data_prep", "throughput", "soak", "engine", "features", "fvd_null", "paper_scale", "plan",
+         "plan_check", "calibration", "openings", "talking_head", "student_speed")
 K8, CAUSAL = (override(FULL, change) for change in list(evaluate.ABLATIONS.values())[1:])
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
