@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from rainlab import runs
 from rainlab.baselines import tha_distill
 from rainlab.config import Preset, identity
 from rainlab.data import landmarks
 from rainlab.data.studio import face
+from rainlab.data.video import read_picture
 from rainlab.files import atomic_path
 from rainlab.measure import evaluate, metrics, morphing, reported, rotators, students, tables
 from rainlab.training import stages
@@ -154,6 +154,8 @@ def _values(shown: Films) -> dict[str, dict[str, float]]:
 
 def _keep(run: runs.Run, shown: Films) -> None:
     """Moments of a character, a row each of the truth and what METHODS make, of a rotator the first training."""
+    from PIL import Image
+
     rows = [shown.made["copy"][1], *(made if made.ndim == 4 else made[0] for made, _ in shown.made.values())]
     at = np.linspace(0, len(shown.mask) - 1, MOMENTS).round().astype(int)
     small = np.stack([(255 * _small(row[None, at])[0].numpy()).round().astype(np.uint8) for row in rows])
@@ -163,8 +165,7 @@ def _keep(run: runs.Run, shown: Films) -> None:
 
 def pictures(run: runs.Run) -> dict[str, np.ndarray]:
     """What a run of :func:`compare` kept: "truth" or of METHODS -> uint8 (MOMENTS, h, w, 3), the first character."""
-    with Image.open(run.path / runs.PICTURES) as picture:
-        sheet = np.asarray(picture.convert("RGB"))
+    sheet = read_picture(run.path / runs.PICTURES)
     parts = sheet.reshape(1 + len(METHODS), SIZE[0], MOMENTS, SIZE[1], 3).swapaxes(1, 2)
     return dict(zip(("truth", *METHODS), parts, strict=True))
 
