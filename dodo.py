@@ -138,6 +138,7 @@ if PRESET in OTHERS:
     if EVERYTHING and PRESET == "face":  # students of its faces
         MEASUREMENTS = TRAININGS | {
             "students": Job("80_tha_students", {"record": True}, ("task",)),
+            "distillation": Job("81_tha_distillation", RECORD, ("students",), threads=2),
         }
 if RECORDING == "measured":  # on weights that are there
     kept = {name: job for name, job in MEASUREMENTS.items() if name != "ablations" or PRESET == ABLATED}

@@ -217,7 +217,7 @@ def test_every_wing_says_what_it_is_for():
 
 @pytest.mark.parametrize("path", RUNS, ids=lambda path: path.name)
 def test_committed_run_is_complete_and_named_by_its_content(path):
-    assert {file.name for file in path.iterdir()} - {runs.VALUES} == set(runs.FILES)
+    assert {file.name for file in path.iterdir()} - {runs.VALUES, runs.PICTURES} == set(runs.FILES)
     config, metrics, provenance = (json.loads((path / file).read_text("utf-8")) for file in runs.FILES)
     assert path.name == runs.run_id(config["name"], config["config"], config["version"], config["inputs"])
     columns = {"metric", "value", "ci_low", "ci_high", "n", "protocol"}

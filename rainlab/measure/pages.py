@@ -53,7 +53,7 @@ DESIGNS = (
     "anew; n: trainings × clips."
 )
 HEADS = (
-    "Its tables on the studio's faces (notebook 80_tha_students), beside its reported rows, of "
+    "Its tables on the studio's faces (notebooks 80_tha_students, 81_tha_distillation), beside its reported rows, of "
     "512×512. Students learn one character and are asked for poses that no lesson shows; n: poses. Rotators turn "
     "characters that they never saw; mean over two trainings and n characters. Table 8: at 64×64, n characters, no "
     "interval. fg: inside the true foreground; face: of that, inside the square in which a face moves."
