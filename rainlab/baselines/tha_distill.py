@@ -253,9 +253,7 @@ def _fit(
 def _optimizer(parameters: dict[str, Tensor], strides: Strides, rate: float) -> torch.optim.Optimizer:
     if not strides.matrix_rate:
         return torch.optim.Adam(parameters.values(), rate)
-    matrices = {name: p for name, p in parameters.items() if optim.is_matrix(name, p)}
-    others = [p for name, p in parameters.items() if name not in matrices]
-    return optim.Muon(matrices.values(), others, strides.rate * rate, strides.matrix_rate, MOMENTUM, weight_decay=0.0)
+    return optim.muon(parameters, strides.rate * rate, strides.matrix_rate, MOMENTUM, decay=0.0)
 
 
 def _rate(strides: Strides, rates: Sequence[tuple[float, float]], step: int, steps: int) -> float:

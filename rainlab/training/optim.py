@@ -39,9 +39,16 @@ def build(parameters: Mapping[str, nn.Parameter], cfg: StageConfig) -> torch.opt
         return _bitsandbytes().optim.AdamW8bit(values, lr=cfg.learning_rate, weight_decay=decay, min_8bit_size=LEAST)
     if cfg.optimizer != "muon":
         raise ValueError(f"optimizer: got {cfg.optimizer!r}, expected adamw, adamw8bit or muon")
+    return muon(parameters, cfg.learning_rate, cfg.matrix_rate, cfg.momentum, decay)
+
+
+def muon(
+    parameters: Mapping[str, nn.Parameter], learning_rate: float, matrix_rate: float, momentum: float, decay: float
+) -> Muon:
+    """Muon for the matrices among parameters by name, AdamW for the others."""
     matrices = [p for name, p in parameters.items() if is_matrix(name, p)]
     others = [p for name, p in parameters.items() if not is_matrix(name, p)]
-    return Muon(matrices, others, cfg.learning_rate, cfg.matrix_rate, cfg.momentum, cfg.weight_decay)
+    return Muon(matrices, others, learning_rate, matrix_rate, momentum, decay)
 
 
 def state_bytes(parameters: Mapping[str, Tensor], cfg: StageConfig) -> int:
